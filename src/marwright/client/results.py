@@ -1,0 +1,119 @@
+"""What a server answers, as frozen dataclasses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Answer", "Health", "ModelSummary", "ModelVersion", "Worker"]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A successful answer of a model."""
+
+    status: int
+    content_type: str
+    body: bytes
+    request_id: str
+    """TorchServe's id of the request, as it stands in the server's log."""
+    seconds: float
+    """From sending the request to the whole answer."""
+
+    def json(self) -> Any:
+        """Decode the body as JSON."""
+        return json.loads(self.body)
+
+
+@dataclass(frozen=True)
+class Health:
+    """What `/ping` says: whether the server is up, not whether its models are ready."""
+
+    status: str
+
+    @property
+    def healthy(self) -> bool:
+        """Whether TorchServe calls itself healthy."""
+        return self.status == "Healthy"
+
+
+@dataclass(frozen=True)
+class ModelSummary:
+    """One line of the model list: a model's default version."""
+
+    name: str
+    archive: str
+    """The `modelUrl` it was registered with."""
+
+    @classmethod
+    def from_response(cls, item: Mapping[str, Any]) -> ModelSummary:
+        """Read one entry of `GET /models`."""
+        return cls(name=item["modelName"], archive=item["modelUrl"])
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One worker process of a model version."""
+
+    id: str
+    status: str
+    """READY, LOADING, UNLOADING or another of TorchServe's words."""
+    pid: int
+    memory_bytes: int
+
+    @property
+    def ready(self) -> bool:
+        """Whether it takes requests."""
+        return self.status == "READY"
+
+    @classmethod
+    def from_response(cls, item: Mapping[str, Any]) -> Worker:
+        """Read one entry of `workers`."""
+        return cls(
+            id=str(item["id"]),
+            status=item["status"],
+            pid=int(item.get("pid", -1)),
+            memory_bytes=int(item.get("memoryUsage", 0)),
+        )
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """One version of a model, with its workers and settings."""
+
+    name: str
+    version: str
+    archive: str
+    min_workers: int
+    max_workers: int
+    batch_size: int
+    max_batch_delay_ms: int
+    loaded_at_startup: bool
+    workers: tuple[Worker, ...]
+
+    @property
+    def ready_workers(self) -> int:
+        """How many workers take requests."""
+        return sum(worker.ready for worker in self.workers)
+
+    @property
+    def ready(self) -> bool:
+        """Whether it has at least one worker and all that were asked for take requests."""
+        return self.ready_workers >= max(1, self.min_workers)
+
+    @classmethod
+    def from_response(cls, item: Mapping[str, Any]) -> ModelVersion:
+        """Read one entry of `GET /models/{name}/{version}`."""
+        return cls(
+            name=item["modelName"],
+            version=item["modelVersion"],
+            archive=item["modelUrl"],
+            min_workers=int(item["minWorkers"]),
+            max_workers=int(item["maxWorkers"]),
+            batch_size=int(item["batchSize"]),
+            max_batch_delay_ms=int(item["maxBatchDelay"]),
+            loaded_at_startup=bool(item.get("loadedAtStartup", False)),
+            workers=tuple(Worker.from_response(worker) for worker in item["workers"]),
+        )

@@ -1,0 +1,161 @@
+"""Checks of the machine: what marwright and TorchServe need, and how to mend what is missing."""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal
+
+import psutil
+
+from marwright.errors import MarwrightError
+from marwright.server.java import find_java
+from marwright.server.ports import Ports
+
+__all__ = ["examine", "Finding"]
+
+LEAST_MEMORY_BYTES = 2 << 30
+"""Java and one worker with torch take about 0.7 GB."""
+LEAST_DISK_BYTES = 1 << 30
+# What TorchServe 0.12 imports and does not declare, and who needs it.
+_UNDECLARED = {
+    "yaml": ("pyyaml", "every worker", True),
+    "numpy": ("numpy", "torch's tensors in handlers", True),
+    "requests": ("requests", "ts.launcher", True),
+    "captum": ("captum", "the stock vision and text handlers only", False),
+    "pynvml": ("nvidia-ml-py", "GPU metrics only", False),
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check's outcome."""
+
+    check: str
+    state: Literal["ok", "note", "fail"]
+    """`note`: works without it, with the limit that `remedy` names."""
+    found: str
+    remedy: str = ""
+
+
+def examine(store: Path) -> Iterator[Finding]:
+    """Run every check, quick ones first."""
+    yield _check_python()
+    yield from _check_packages()
+    yield _check_java()
+    yield _check_ports()
+    yield _check_memory()
+    yield from _check_disk(store)
+    yield from _check_imports()
+
+
+def _check_python() -> Finding:
+    found = platform.python_version()
+    if tuple(map(int, platform.python_version_tuple()[:2])) < (3, 10):
+        return Finding("Python", "fail", found, "use Python 3.10 or newer")
+    return Finding("Python", "ok", found)
+
+
+def _check_packages() -> Iterator[Finding]:
+    for package in ("torchserve", "torch-model-archiver"):
+        try:
+            found = version(package)
+        except PackageNotFoundError:
+            yield Finding(package, "fail", "missing", f"pip install '{package}==0.12.0'")
+        else:
+            if found.startswith("0.12."):
+                yield Finding(package, "ok", found)
+            else:
+                yield Finding(package, "fail", found, f"pip install '{package}==0.12.0'")
+    for module, (package, user, needed) in _UNDECLARED.items():
+        if importlib.util.find_spec(module) is not None:
+            yield Finding(package, "ok", f"for {user}")
+        else:
+            state: Literal["fail", "note"] = "fail" if needed else "note"
+            yield Finding(package, state, f"missing; for {user}", f"pip install {package}")
+
+
+def _check_java() -> Finding:
+    try:
+        java = find_java()
+    except MarwrightError as exc:
+        return Finding("Java", "fail", exc.found, exc.remedy)
+    return Finding("Java", "ok", f"{java.version} from {java.origin}")
+
+
+def _check_ports() -> Finding:
+    ports = Ports()
+    try:
+        ports.check_free()
+    except MarwrightError as exc:
+        return Finding("ports", "note", exc.message, exc.remedy)
+    return Finding("ports", "ok", "8080, 8081, 8082, 7070, 7071 are free")
+
+
+def _check_memory() -> Finding:
+    free = psutil.virtual_memory().available
+    found = f"{free / (1 << 30):.1f} GB available"
+    if free < LEAST_MEMORY_BYTES:
+        return Finding("memory", "fail", found, "free some: Java and a worker need about 2 GB")
+    return Finding("memory", "ok", found)
+
+
+def _check_disk(store: Path) -> Iterator[Finding]:
+    folders = {"disk for temporary files": Path(tempfile.gettempdir()), "disk for archives": store}
+    for check, folder in folders.items():
+        existing = next(
+            path for path in (folder.resolve(), *folder.resolve().parents) if path.exists()
+        )
+        free = shutil.disk_usage(existing).free
+        found = f"{free / (1 << 30):.1f} GB free at {existing}"
+        if free < LEAST_DISK_BYTES:
+            yield Finding(check, "fail", found, "free at least 1 GB")
+            continue
+        try:
+            with tempfile.TemporaryFile(dir=existing):
+                yield Finding(check, "ok", found)
+        except OSError as exc:
+            yield Finding(check, "fail", f"{existing}: {exc.strerror}", "choose a writable folder")
+
+
+def _check_imports() -> Iterator[Finding]:
+    """Import the heavy ones in a process of their own: a broken build may end the process."""
+    scripts = {
+        "torch": "import torch; print(torch.__version__, torch.cuda.is_available())",
+        "torchvision": "import marwright.training.vision as v, torchvision as t;"
+        "print(t.__version__, v.has_native_operators())",
+    }
+    for package, script in scripts.items():
+        answer = subprocess.run(
+            [sys.executable, "-c", script], capture_output=True, text=True, check=False
+        )
+        if answer.returncode:
+            reason = (answer.stderr.strip().splitlines() or ["it ended without a word"])[-1]
+            yield Finding(package, "fail", reason, f"pip install --force-reinstall {package}")
+        else:
+            yield _judge(package, *answer.stdout.split()[-2:])
+
+
+def _judge(package: str, found: str, extra: str) -> Finding:
+    if package == "torch":
+        release = tuple(int(part) for part in found.split("+")[0].split(".")[:2])
+        if release < (2, 6):
+            remedy = "pip install 'torch>=2.6': older ones have CVE-2025-32434"
+            return Finding(package, "fail", found, remedy)
+        return Finding(package, "ok", f"{found}, {'with' if extra == 'True' else 'without'} CUDA")
+    if extra == "True":
+        return Finding(package, "ok", f"{found}, native operators")
+    return Finding(
+        package,
+        "note",
+        f"{found}, without native operators beside this torch",
+        "transforms and models work; nms and decode_jpeg need torchvision built for this torch",
+    )

@@ -1,0 +1,85 @@
+"""The five ports of a TorchServe."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from urllib.parse import urlsplit
+
+from marwright.errors import PortTakenError, UsageError
+
+__all__ = ["Ports"]
+
+HOST = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class Ports:
+    """TCP ports on loopback, one for each API."""
+
+    inference: int = 8080
+    management: int = 8081
+    metrics: int = 8082
+    grpc_inference: int = 7070
+    grpc_management: int = 7071
+
+    @classmethod
+    def find_free(cls) -> Ports:
+        """Return ports that nobody listens on now; somebody may take one before the server does."""
+        with contextlib.ExitStack() as stack:
+            sockets = [stack.enter_context(socket.socket()) for _ in fields(cls)]
+            for sock in sockets:
+                sock.bind((HOST, 0))
+            return cls(*(sock.getsockname()[1] for sock in sockets))
+
+    @classmethod
+    def from_properties(cls, properties: Mapping[str, str]) -> Ports:
+        """Read the ports from TorchServe's properties; absent ones are TorchServe's defaults."""
+        default = cls()
+        try:
+            return cls(
+                *(
+                    urlsplit(properties.get(f"{api}_address", "")).port or getattr(default, api)
+                    for api in ("inference", "management", "metrics")
+                ),
+                *(
+                    int(properties.get(f"{api}_port", getattr(default, api)))
+                    for api in ("grpc_inference", "grpc_management")
+                ),
+            )
+        except ValueError as exc:
+            raise UsageError(
+                "the configuration has an address without a usable port",
+                expected="such as inference_address=http://127.0.0.1:8080",
+                found=str(exc),
+            ) from exc
+
+    def to_properties(self) -> dict[str, str]:
+        """Return TorchServe's properties for these ports, all of them on loopback."""
+        properties = {
+            f"{api}_address": f"http://{HOST}:{getattr(self, api)}"
+            for api in ("inference", "management", "metrics")
+        }
+        for api in ("grpc_inference", "grpc_management"):
+            properties[f"{api}_address"] = HOST
+            properties[f"{api}_port"] = str(getattr(self, api))
+        return properties
+
+    def check_free(self) -> None:
+        """Raise PortTakenError naming every port that somebody listens on."""
+        taken = []
+        for item in fields(self):
+            port = getattr(self, item.name)
+            with socket.socket() as sock:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    sock.bind((HOST, port))
+                except OSError:
+                    taken.append(f"{port} ({item.name})")
+        if taken:
+            raise PortTakenError(
+                f"port {', '.join(taken)} is taken",
+                remedy="stop what listens there, or let us choose: marwright serve --free-ports",
+            )

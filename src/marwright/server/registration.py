@@ -1,0 +1,80 @@
+"""Registering an archive with a running server, and telling why a worker died if one does."""
+
+from __future__ import annotations
+
+import contextlib
+import filecmp
+import shutil
+from pathlib import Path
+
+from marwright.archive.reader import Archive
+from marwright.client import Client, ModelVersion
+from marwright.errors import (
+    AnswerError,
+    ConflictError,
+    ModelNotFoundError,
+    ServerError,
+    UsageError,
+)
+from marwright.server.worker_log import read_failures
+from marwright.storage import write_file
+
+__all__ = ["register"]
+
+
+def register(
+    client: Client, archive: Path, *, workers: int = 1, store: Path | None = None
+) -> ModelVersion:
+    """Check an archive, bring it into the server's store, register it, wait for its workers.
+
+    `store` is needed only where the client's endpoint does not say it.
+
+    Raises:
+        ArchiveError: it is broken; the server was not asked.
+        UsageError: the store holds another archive of this file name.
+        ConflictError: this version is registered already.
+        ModelLoadError: a worker died while loading; nothing stays registered.
+    """
+    endpoint = client.endpoint
+    manifest = Archive.open(archive).manifest
+    store = store or endpoint.model_store
+    if store is None:
+        raise ServerError(
+            "the server's store is not known here", remedy="pass --store, where archives are read"
+        )
+    _bring_into_store(archive.resolve(), store)
+    log = endpoint.log_file
+    offset = log.stat().st_size if log is not None and log.exists() else 0
+    try:
+        client.models.register(archive.name, workers=workers)
+    except (ConflictError, ModelNotFoundError):
+        raise
+    except AnswerError as exc:
+        _forget(client, manifest.name, manifest.version)
+        failures = read_failures(log, offset=offset) if log is not None else []
+        for failure in failures:
+            if (failure.model, failure.version) == (manifest.name, manifest.version):
+                raise failure.to_error() from exc
+        raise
+    return client.models.describe(manifest.name, manifest.version)
+
+
+def _bring_into_store(archive: Path, store: Path) -> None:
+    target = store / archive.name
+    if target.exists():
+        if target.samefile(archive) or filecmp.cmp(target, archive, shallow=False):
+            return
+        raise UsageError(
+            f"the store holds another {archive.name}",
+            found=str(target),
+            remedy="give this archive a file name of its own, such as cnn-2.0.mar",
+        )
+    with archive.open("rb") as source, write_file(target) as stream:
+        shutil.copyfileobj(source, stream, 1 << 20)
+
+
+def _forget(client: Client, name: str, version: str) -> None:
+    """Unregister what a failed registration left: TorchServe keeps some without workers."""
+    with contextlib.suppress(AnswerError):
+        if not client.models.describe(name, version).ready_workers:
+            client.models.unregister(name, version)

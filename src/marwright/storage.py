@@ -1,0 +1,91 @@
+"""Files and folders that appear whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from marwright.errors import StorageError
+
+__all__ = ["translate_os_errors", "write_file", "write_folder"]
+
+
+@contextlib.contextmanager
+def translate_os_errors(doing: str) -> Iterator[None]:
+    """Raise StorageError for an OSError: full disk, read-only folder, missing rights.
+
+    `doing` completes the sentence "cannot ...": "write the archive cnn.mar".
+    """
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as exc:
+        where = f" ({exc.filename})" if exc.filename else ""
+        raise StorageError(
+            f"cannot {doing}",
+            found=f"{exc.strerror or exc}{where}",
+            remedy="free space or choose a folder you may write to",
+        ) from exc
+
+
+@contextlib.contextmanager
+def write_file(path: Path) -> Iterator[IO[bytes]]:
+    """Yield a temporary file beside `path` that takes its name once the block ends well.
+
+    Readers see the old file or the new one, never half of one; a failure leaves the old as it was.
+    """
+    with translate_os_errors(f"write {path}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        temporary = Path(name)
+        try:
+            with os.fdopen(descriptor, "wb") as stream:
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.chmod(0o666 & ~_read_umask())  # mkstemp's 0600 is not what others expect
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def write_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Yield a temporary folder beside `path` that takes its name once the block ends well.
+
+    Raises StorageError when `path` exists and `replace` is false, before anything is written.
+    """
+    if path.exists() and not replace:
+        raise StorageError(
+            f"{path} exists", remedy="choose another folder, or pass --force to replace it"
+        )
+    with translate_os_errors(f"write {path}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        try:
+            yield temporary
+            temporary.chmod(0o777 & ~_read_umask())
+            if path.exists():
+                # Two renames, the old one first: POSIX renames no folder onto a full one.
+                with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as old:
+                    path.rename(Path(old) / path.name)
+                    temporary.rename(path)
+            else:
+                temporary.rename(path)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
+def _read_umask() -> int:
+    """Return the process's umask, which the operating system only tells by setting it."""
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask

@@ -1,0 +1,1 @@
+"""Training: data, models, the loop, and the run folder they leave."""

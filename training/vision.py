@@ -1,0 +1,41 @@
+"""torchvision, importable beside a torch that was built without CUDA.
+
+torchvision's wheels link their native operators against CUDA's torch libraries. Beside a CPU torch
+those libraries are absent, `torchvision::nms` is never registered, and `import torchvision` itself
+fails when it describes that operator. Declaring the two operators' schemas first lets everything in
+Python work: transforms, data sets, models. What stays missing there is native: nms, decode_jpeg.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import torch
+
+_SCHEMAS = {
+    "torchvision::nms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "torchvision::qnms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+}
+
+
+def has_native_operators() -> bool:
+    """Return whether torchvision's own operators load into this torch; loads them if so."""
+    spec = importlib.util.find_spec("torchvision")
+    if spec is None or spec.origin is None:
+        return False
+    for library in Path(spec.origin).parent.glob("_C.*"):
+        try:
+            torch.ops.load_library(str(library))
+        except OSError:
+            return False
+    return hasattr(torch.ops.torchvision, "nms")
+
+
+if not has_native_operators():
+    for _name, _schema in _SCHEMAS.items():
+        torch.library.define(_name, _schema)
+
+from torchvision.transforms import v2 as transforms  # noqa: E402 - the schemas have to come first
+
+__all__ = ["has_native_operators", "transforms"]
