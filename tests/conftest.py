@@ -1,0 +1,117 @@
+"""What every test may use: one short training, one archive of it, one server."""
+
+from __future__ import annotations
+
+import io
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from marwright.archive import Packed, Run, pack_run
+from marwright.server import TorchServe
+from marwright.server.java import find_java
+
+ROOT = Path(__file__).parents[1]
+HANDLERS = ROOT / "handlers"
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run of four epochs: its accuracy is above 0.9, which is enough to tell labels apart."""
+    from marwright.training.loop import Settings
+    from marwright.training.train import train_run
+
+    return train_run(tmp_path_factory.mktemp("runs") / "digits", settings=Settings(epochs=4))
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory, run: Run) -> Path:
+    """A store with versions 1.0 and 2.0 of that run's model."""
+    folder = tmp_path_factory.mktemp("store")
+    pack_run(run, out=folder / "cnn.mar")
+    pack_run(run, out=folder / "cnn-2.0.mar", version="2.0")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def server(store: Path) -> Iterator[TorchServe]:
+    """One real TorchServe for the session, with cnn 1.0; tests leave it as they found it."""
+    with TorchServe(store, models=["cnn.mar"]) as running:
+        yield running
+
+
+@pytest.fixture
+def packed(tmp_path: Path, run: Run) -> Packed:
+    """A fresh archive in a folder of its own."""
+    return pack_run(run, out=tmp_path / "store")
+
+
+@pytest.fixture
+def scan(run: Run) -> bytes:
+    """The bytes of a PNG of one test scan."""
+    return run.samples[0].path.read_bytes()
+
+
+@pytest.fixture(scope="session")
+def encode() -> Callable[..., bytes]:
+    """Return a function that makes the bytes of an image."""
+
+    def encode_image(
+        size: tuple[int, int] = (24, 24), kind: str = "PNG", mode: str = "RGB"
+    ) -> bytes:
+        buffer = io.BytesIO()
+        Image.new(mode, size, 128).save(buffer, format=kind)
+        return buffer.getvalue()
+
+    return encode_image
+
+
+@pytest.fixture
+def taken_port() -> Iterator[int]:
+    """A port on loopback that somebody listens on."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.listen()
+        yield sock.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def marwright() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Return a function that runs the command line in a process of its own."""
+
+    def run_command(
+        *arguments: str | Path, cwd: Path | None = None, env: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "marwright", *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            cwd=cwd,
+            env=env,
+            timeout=170,
+            check=False,
+        )
+
+    return run_command
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip server tests, with the reason, where no Java can run TorchServe."""
+    try:
+        find_java()
+    except Exception as exc:
+        reason = pytest.mark.skip(reason=str(exc))
+        for item in items:
+            if "server" in getattr(item, "fixturenames", ()) or item.get_closest_marker("server"):
+                item.add_marker(reason)
