@@ -33,7 +33,7 @@ class ImageClassifier:
     def initialize(self, context: Any) -> None:
         """Load model and labels; TorchServe calls this once in each worker."""
         folder = Path(context.system_properties["model_dir"])
-        settings = (context.model_yaml_config or {}).get("handler", {})
+        settings = (context.model_yaml_config or {}).get("handler") or {}
         # One thread a worker: workers that each take every core slow one another down.
         torch.set_num_threads(int(settings.get("threads", 1)))
         gpu = context.system_properties.get("gpu_id")
@@ -80,7 +80,8 @@ class ImageClassifier:
             image = image.resize((self.width, self.height), Image.Resampling.BILINEAR)
         pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
         pixels = pixels.view(self.height, self.width, 3)  # (H, W, 3) uint8
-        return pixels.permute(2, 0, 1).float() / 255  # (3, H, W) float32 in [0, 1]
+        # Times 1/255, as torchvision scales: dividing by 255 differs in the last bit.
+        return pixels.permute(2, 0, 1).float() * (1 / 255)  # (3, H, W) float32 in [0, 1]
 
     @torch.inference_mode()
     def _infer(self, batch: torch.Tensor) -> torch.Tensor:

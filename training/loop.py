@@ -50,6 +50,8 @@ class Settings:
             problems.append(f"weight decay {self.weight_decay}, from 0 to below 1")
         if self.shift < 0:
             problems.append(f"shift {self.shift}, at least 0")
+        if not 0 <= self.seed < 1 << 32:  # what numpy takes, which splits the data
+            problems.append(f"seed {self.seed}, from 0 to {(1 << 32) - 1}")
         if problems:
             raise UsageError("these settings cannot be used", found="; ".join(problems))
 
@@ -120,13 +122,14 @@ def train_model(
             done = (number - 1) * steps + step
             accuracy = epochs[-1].validation_accuracy if epochs else math.nan
             progress(done, steps * settings.epochs, loss.item(), accuracy)
-        if not math.isfinite(total):
-            raise DataError(
-                f"the loss is {total} in epoch {number}",
-                expected="a number",
-                remedy="lower --lr",
-            )
         loss_now, accuracy = measure(model, validation)
+        for kind, value in (("training", total), ("validation", loss_now)):
+            if not math.isfinite(value):
+                raise DataError(
+                    f"the {kind} loss is {value} in epoch {number}",
+                    expected="a number",
+                    remedy="lower --lr",
+                )
         epochs.append(
             Epoch(
                 epoch=number,

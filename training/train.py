@@ -12,7 +12,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -214,10 +214,8 @@ def main(argv: list[str] | None = None) -> int:
         option = f"--{field.name.replace('_', '-')}"
         parser.add_argument(option, type=type(field.default), default=field.default)
     options = vars(parser.parse_args(argv))
-    settings = replace(
-        Settings(), **{field.name: options[field.name] for field in fields(Settings)}
-    )
     try:
+        settings = Settings(**{field.name: options[field.name] for field in fields(Settings)})
         run = train_run(
             options["out"], dataset=options["dataset"], settings=settings, force=options["force"]
         )

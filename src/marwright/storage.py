@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from marwright.errors import StorageError
+from marwright.errors import MarwrightError, StorageError
 
 __all__ = ["translate_os_errors", "write_file", "write_folder"]
 
@@ -23,7 +23,7 @@ def translate_os_errors(doing: str) -> Iterator[None]:
     """
     try:
         yield
-    except StorageError:
+    except MarwrightError:  # some of ours are OSErrors too, such as a timeout
         raise
     except OSError as exc:
         where = f" ({exc.filename})" if exc.filename else ""
@@ -62,11 +62,11 @@ def write_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
 
     Raises StorageError when `path` exists and `replace` is false, before anything is written.
     """
-    if path.exists() and not replace:
-        raise StorageError(
-            f"{path} exists", remedy="choose another folder, or pass --force to replace it"
-        )
     with translate_os_errors(f"write {path}"):
+        if path.exists() and not replace:
+            raise StorageError(
+                f"{path} exists", remedy="choose another folder, or pass --force to replace it"
+            )
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
         try:
@@ -75,8 +75,12 @@ def write_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
             if path.exists():
                 # Two renames, the old one first: POSIX renames no folder onto a full one.
                 with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as old:
-                    path.rename(Path(old) / path.name)
-                    temporary.rename(path)
+                    kept = path.rename(Path(old) / path.name)
+                    try:
+                        temporary.rename(path)
+                    except BaseException:
+                        kept.rename(path)
+                        raise
             else:
                 temporary.rename(path)
         except BaseException:

@@ -64,7 +64,7 @@ class Manifest:
         try:
             document = json.loads(text)
             model = document["model"]
-            return cls(
+            manifest = cls(
                 name=model["modelName"],
                 version=str(model.get("modelVersion", "1.0")),
                 handler=model["handler"],
@@ -75,7 +75,11 @@ class Manifest:
                 runtime=document.get("runtime", "python"),
                 created_on=document.get("createdOn", ""),
             )
-        except (ValueError, KeyError, TypeError, AttributeError) as exc:
+            for name, value in vars(manifest).items():
+                if not isinstance(value, (str, type(None))):
+                    raise TypeError(f"{name} is {value!r}, not text")
+            return manifest
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
             raise ArchiveError(
                 f"{source} has a broken manifest",
                 expected=f"{MANIFEST_NAME} with model.modelName and model.handler",

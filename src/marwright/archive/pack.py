@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import stat
 import time
@@ -29,6 +30,8 @@ __all__ = ["pack_files", "pack_run", "Packed"]
 
 FIXED_TIME = 315_532_800
 """1980-01-01 00:00:00 UTC in epoch seconds: the earliest time that a zip file can state."""
+LATEST_TIME = 4_354_819_199
+"""2107-12-31 23:59:59 UTC: the latest."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,9 @@ def pack_run(
     `out` is the store folder, or the `.mar` file itself. `settings` override ModelSettings.
     """
     values = dict(settings or {})
-    values["handler"] = {"image_size": list(run.image_size), **values.get("handler", {})}
+    own = values.get("handler") or {}
+    if isinstance(own, Mapping):  # else ModelSettings says what is wrong with it
+        values["handler"] = {"image_size": list(run.image_size), **own}
     return pack_files(
         name=name,
         version=version,
@@ -99,7 +104,9 @@ def pack_files(
         created_on=format_creation_time(_read_time()),
     )
     target = out if out.suffix == ".mar" else out / f"{name}.mar"
-    if target.exists() and not force:
+    with translate_os_errors(f"write {target}"):
+        taken = target.exists()
+    if taken and not force:
         raise UsageError(f"{target} exists", remedy="pass --force to replace it, or another --out")
     source = HandlerSource.find(handler)
     check_torchscript(serialized_file)
@@ -117,9 +124,11 @@ def _read_time() -> int:
     value = os.environ.get("SOURCE_DATE_EPOCH")
     if value is None:
         return FIXED_TIME
-    if not value.isdigit():
+    if not re.fullmatch("[0-9]{1,10}", value) or int(value) > LATEST_TIME:
         raise UsageError(
-            "SOURCE_DATE_EPOCH cannot be read", expected="seconds since 1970", found=repr(value)
+            "SOURCE_DATE_EPOCH cannot be used",
+            expected=f"seconds since 1970, at most {LATEST_TIME}, the last that a zip file can state",
+            found=repr(value),
         )
     return max(int(value), FIXED_TIME)
 

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import struct
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from marwright.archive.manifest import MANIFEST_NAME, Manifest
 from marwright.errors import ArchiveError
+from marwright.storage import translate_os_errors
 
 __all__ = ["Archive"]
 
 MAX_MANIFEST_BYTES = 1 << 20
+
+# What zipfile raises for bytes that are no zip file, or one that it cannot read: damaged deflate
+# streams (zlib.error), names that are no UTF-8 (ValueError), encryption (RuntimeError).
+_UNREADABLE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    NotImplementedError,
+    OSError,
+    RuntimeError,
+    ValueError,
+)
 
 
 @dataclass(frozen=True)
@@ -30,7 +46,9 @@ class Archive:
         Raises:
             ArchiveError: no such file, no zip, no manifest, or a manifest naming absent members.
         """
-        if not path.is_file():
+        with translate_os_errors(f"read {path}"):
+            found = path.is_file()
+        if not found:
             raise ArchiveError(
                 f"there is no archive {path}", remedy="pack one: marwright pack RUN --out STORE"
             )
@@ -46,7 +64,7 @@ class Archive:
                     )
                 with archive.open(MANIFEST_NAME) as member:
                     text = member.read(MAX_MANIFEST_BYTES + 1)
-        except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError, OSError) as exc:
+        except _UNREADABLE as exc:
             raise ArchiveError(
                 f"{path} is no model archive",
                 expected="a zip file",
@@ -61,7 +79,15 @@ class Archive:
 
 
 def _check_members(path: Path, manifest: Manifest, names: tuple[str, ...]) -> None:
-    named = (manifest.serialized_file, manifest.model_file, manifest.config_file)
+    # A handler is "file.py" or "file.py:function"; without ".py" it is one of TorchServe's own.
+    handler = manifest.handler.split(":")[0]
+    named = (
+        handler if handler.endswith(".py") else None,
+        manifest.serialized_file,
+        manifest.model_file,
+        manifest.config_file,
+        manifest.requirements_file,
+    )
     absent = [name for name in named if name and name not in names]
     if absent:
         raise ArchiveError(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from marwright.errors import ArchiveError
 
@@ -25,7 +25,7 @@ class HandlerSettings(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    image_size: tuple[int, int] | None = None
+    image_size: tuple[PositiveInt, PositiveInt] | None = None
     """(height, width) in pixels that the model takes."""
     top_k: int | None = Field(default=None, ge=1)
     """How many labels an answer holds; 5 where not given."""
@@ -48,7 +48,7 @@ class ModelSettings(BaseModel):
     maxBatchDelay: int = Field(default=1, ge=1)
     """Milliseconds a request may wait for others to share its batch.
 
-    With 0 and a batch size above 1, TorchServe 0.12 answered a lone request after 105 ms (measured).
+    With 0 and a batch size above 1, TorchServe 0.12 answered a lone request in 105 ms (measured).
     """
     responseTimeout: int = Field(default=60, ge=1)
     """Seconds after which a silent worker is replaced."""
@@ -78,10 +78,11 @@ class ModelSettings(BaseModel):
     def read(cls, path: Path) -> ModelSettings:
         """Read a model-config.yaml."""
         try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, yaml.YAMLError) as exc:
             reason = " ".join(str(exc).split())
             raise ArchiveError(f"cannot read {path}", expected="YAML", found=reason) from exc
+        values = {} if values is None else values  # an empty file
         if not isinstance(values, dict):
             raise ArchiveError(
                 f"cannot read {path}", expected="a mapping", found=type(values).__name__

@@ -44,6 +44,7 @@ _ERRORS: dict[str, tuple[type[AnswerError], str]] = {
         OverloadedError,
         "wait until a worker is READY, or add workers: marwright models scale",
     ),
+    "InvalidModelVersionException": (ConflictError, "make another version the default first"),
     "MethodNotAllowedException": (ConflictError, "start the server with enable_model_api=true"),
 }
 

@@ -81,11 +81,17 @@ def _reap() -> list[tuple[int, int]]:
 
 
 def _end_group(group: int, grace: float) -> None:
-    """Ask the group to end, wait `grace` seconds for it, then end it."""
-    for number, seconds in ((signal.SIGTERM, grace), (signal.SIGKILL, 5.0)):
+    """Ask the server to end, wait `grace` seconds for the whole group, then end it.
+
+    Only the leader is asked: Java closes its ports, answers what it holds, and its workers end when
+    their sockets close. Asked together, the workers would be gone before their last answer.
+    """
+    steps = ((os.kill, signal.SIGTERM, grace), (os.killpg, signal.SIGKILL, 5.0))
+    for send, number, seconds in steps:
         deadline = time.monotonic() + seconds
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(group, number)
+            with contextlib.suppress(ProcessLookupError):
+                send(group, number)  # the leader may be gone while others of its group are not
             while time.monotonic() < deadline:
                 _reap()
                 os.killpg(group, 0)  # raises once nobody is left
