@@ -54,7 +54,7 @@ def test_32_at_once_are_each_answered_as_alone(server: TorchServe, run: Run) -> 
 def test_a_bad_input_gets_its_own_status_and_a_reason(
     server: TorchServe, encode: Callable[..., bytes], name: str, status: int
 ) -> None:
-    inputs: dict[str, bytes | dict[str, object]] = {
+    inputs: dict[str, bytes | dict[str, str]] = {
         "empty": b"",
         "truncated": encode((64, 64))[:-40],
         "text": b"this is no picture",

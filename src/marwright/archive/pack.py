@@ -127,7 +127,7 @@ def _read_time() -> int:
     if not re.fullmatch("[0-9]{1,10}", value) or int(value) > LATEST_TIME:
         raise UsageError(
             "SOURCE_DATE_EPOCH cannot be used",
-            expected=f"seconds since 1970, at most {LATEST_TIME}, the last that a zip file can state",
+            expected=f"seconds since 1970, up to {LATEST_TIME}, the last in a zip file",
             found=repr(value),
         )
     return max(int(value), FIXED_TIME)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from marwright.errors import RunError
+from marwright.storage import translate_os_errors
 
 __all__ = [
     "CLASSES_NAME",
@@ -69,19 +70,23 @@ class Run:
         Raises:
             RunError: the folder or some of its files are missing or broken; all are named at once.
         """
-        if not path.is_dir():
+        with translate_os_errors(f"read {path}"):
+            found = path.is_dir()
+        if not found:
             raise RunError(
                 f"there is no run folder {path}", remedy=f"train one: marwright train --out {path}"
             )
         problems: list[str] = []
-        config = _read_json(path / CONFIG_NAME, dict, problems)
-        classes = _read_json(path / CLASSES_NAME, list, problems)
-        report = _read_json(path / REPORT_NAME, dict, problems)
-        samples = _read_json(path / SAMPLES_NAME, list, problems)
+        config = _read_json(path, CONFIG_NAME, dict, problems)
+        classes = _read_json(path, CLASSES_NAME, list, problems)
+        report = _read_json(path, REPORT_NAME, dict, problems)
+        samples = _read_json(path, SAMPLES_NAME, list, problems)
         if not (path / MODEL_NAME).is_file():
             problems.append(f"{MODEL_NAME} is missing")
-        if not problems:
-            problems += _check_content(config, classes)
+        folder = (path / SAMPLES_NAME).parent
+        problems += _check_config(config) if config is not None else []
+        problems += _check_classes(classes) if classes is not None else []
+        problems += _check_samples(samples, folder) if samples is not None else []
         if problems:
             raise RunError(
                 f"{path} is not a whole run",
@@ -89,7 +94,6 @@ class Run:
                 found="; ".join(problems),
                 remedy="train again, or pass another run",
             )
-        folder = (path / SAMPLES_NAME).parent
         return cls(
             path=path,
             config=config,
@@ -104,28 +108,49 @@ class Run:
         )
 
 
-def _read_json(path: Path, kind: type, problems: list[str]) -> Any:
-    name = path.relative_to(path.parents[1] if path.parent.name == "samples" else path.parent)
+def _read_json(folder: Path, name: str, kind: type, problems: list[str]) -> Any:
+    """Return what a file holds, or None where that is not what it should hold."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads((folder / name).read_text(encoding="utf-8"))
     except FileNotFoundError:
         problems.append(f"{name} is missing")
-    except (OSError, ValueError) as exc:
+    except (OSError, ValueError, RecursionError) as exc:
         problems.append(f"{name} is not JSON: {exc}")
     else:
         if isinstance(value, kind):
             return value
         problems.append(f"{name} holds {type(value).__name__}, not {kind.__name__}")
-    return kind()
+    return None
 
 
-def _check_content(config: dict[str, Any], classes: list[Any]) -> list[str]:
-    problems = []
+def _check_config(config: dict[str, Any]) -> list[str]:
     size = config.get("image_size")
-    if not (isinstance(size, list) and len(size) == 2 and all(isinstance(n, int) for n in size)):
-        problems.append(f"{CONFIG_NAME} has image_size {size!r}, not [height, width]")
+    if isinstance(size, list) and len(size) == 2 and all(type(n) is int and n > 0 for n in size):
+        return []
+    return [f"{CONFIG_NAME} has image_size {size!r}, not [height, width]"]
+
+
+def _check_classes(classes: list[Any]) -> list[str]:
     if not classes or not all(isinstance(label, str) for label in classes):
-        problems.append(f"{CLASSES_NAME} holds no list of labels")
-    elif len(set(classes)) != len(classes):
-        problems.append(f"{CLASSES_NAME} holds a label twice")
+        return [f"{CLASSES_NAME} holds no list of labels"]
+    if len(set(classes)) != len(classes):
+        return [f"{CLASSES_NAME} holds a label twice"]
+    return []
+
+
+def _check_samples(samples: list[Any], folder: Path) -> list[str]:
+    kinds: dict[str, type | tuple[type, ...]] = {
+        "file": str,
+        "label": str,
+        "prediction": str,
+        "probability": (int, float),
+    }
+    problems = []
+    for number, item in enumerate(samples):
+        if not isinstance(item, dict) or not all(
+            isinstance(item.get(key), kind) for key, kind in kinds.items()
+        ):
+            problems.append(f"{SAMPLES_NAME} has an entry {number} without {', '.join(kinds)}")
+        elif not (folder / item["file"]).is_file():
+            problems.append(f"{folder.name}/{item['file']} is missing")
     return problems

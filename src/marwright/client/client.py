@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -81,7 +82,7 @@ class Client:
     def predict(
         self,
         name: str,
-        data: bytes | Path | dict[str, object],
+        data: bytes | Path | Mapping[str, object],
         *,
         version: str | None = None,
         timeout: float | None = None,
@@ -94,8 +95,8 @@ class Client:
             OverloadedError: no room in the queue, or no worker, after three retries.
         """
         path = model_path(name, version, root="/predictions")
-        if isinstance(data, dict):
-            return self._answer(path, timeout, json=data)
+        if isinstance(data, Mapping):
+            return self._answer(path, timeout, json=dict(data))
         if isinstance(data, Path):
             with translate_os_errors(f"read {data}"):
                 data = data.read_bytes()

@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from marwright.archive import Run
+
+
+@pytest.mark.server
+def test_the_readmes_python_runs_as_written(root: Path, run: Run, tmp_path: Path) -> None:
+    code = re.findall(r"```python\n(.*?)```", (root / "README.md").read_text("utf-8"), re.DOTALL)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/digits").symlink_to(run.path)
+    answer = subprocess.run(
+        [sys.executable, "-c", "\n".join(code)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert answer.returncode == 0, answer.stderr
+    assert "415 POST /predictions/cnn answered 415: expected a PNG" in answer.stdout

@@ -1,0 +1,57 @@
+"""The house rules of docs/design.md that a program can check."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from marwright.server.properties import DEFAULTS, render_properties
+
+
+def read_imports(folder: Path) -> Iterator[tuple[str, str]]:
+    """Yield (file, absolute module) of every import below a folder."""
+    for path in sorted(folder.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            if isinstance(node, ast.Import):
+                yield from ((path.name, alias.name) for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                yield path.name, node.module
+
+
+def test_handlers_import_nothing_of_the_toolkit(root: Path) -> None:
+    assert not [pair for pair in read_imports(root / "handlers") if "marwright" in pair[1]]
+
+
+def test_training_imports_archive_errors_and_storage_at_most(root: Path) -> None:
+    allowed = ("marwright.archive", "marwright.errors", "marwright.storage")
+    found = [pair for pair in read_imports(root / "training") if pair[1].startswith("marwright")]
+    assert not [pair for pair in found if not pair[1].startswith(allowed)]
+
+
+@pytest.mark.parametrize("package", ["archive", "client", "server"])
+def test_the_toolkit_imports_neither_handlers_nor_training(root: Path, package: str) -> None:
+    forbidden = ("marwright.handlers", "marwright.training", "marwright.cli")
+    forbidden += ("marwright.server",) if package != "server" else ()
+    found = read_imports(root / "src/marwright" / package)
+    assert not [pair for pair in found if pair[1].startswith(forbidden)]
+
+
+def test_config_properties_is_what_the_defaults_render_to(root: Path) -> None:
+    assert (root / "config.properties").read_text("utf-8") == render_properties(DEFAULTS)
+
+
+def test_the_readme_shows_every_command(root: Path) -> None:
+    answer = subprocess.run(
+        [sys.executable, "-m", "marwright", "--help"], capture_output=True, text=True, check=True
+    )
+    commands = re.findall(r"^  ([a-z]+)  +[A-Z]", answer.stdout, re.MULTILINE)
+    readme = (root / "README.md").read_text("utf-8")
+    assert len(commands) == 7
+    for command in commands:
+        assert f"`marwright {command}" in readme
