@@ -78,7 +78,7 @@ def test_two_packs_of_one_run_are_identical(
 
 def test_copies_of_the_files_give_the_same_archive(tmp_path: Path, run: Run) -> None:
     source = "import b, a\n" + HANDLER
-    digests = set()
+    digests: set[str] = set()
     for folder in (tmp_path / "one", tmp_path / "two"):
         handler = write_handler(folder, source)
         for name in ("a.py", "b.py") if folder.name == "one" else ("b.py", "a.py"):
@@ -157,8 +157,14 @@ def test_content_equals_what_torch_model_archiver_makes(
     }
     options = [str(part) for pair in files.items() for part in pair]
     subprocess.run(
-        [Path(sys.executable).with_name("torch-model-archiver"), "--model-name", "cnn"]
-        + ["--version", "1.0", *options],
+        [
+            Path(sys.executable).with_name("torch-model-archiver"),
+            "--model-name",
+            "cnn",
+            "--version",
+            "1.0",
+            *options,
+        ],
         env={**os.environ, "TMPDIR": str(tmp_path / "scratch")},
         check=True,
         capture_output=True,
