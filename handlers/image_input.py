@@ -9,7 +9,7 @@ import base64
 import binascii
 import io
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,15 +74,14 @@ def _read_payload(row: Mapping[str, Any]) -> bytes:
         raise RejectedInput(
             400,
             "Bad Request",
-            f"expected one part, or one named 'data', found parts {sorted(row)}",
+            f"expected one part, or one named 'data', found parts {_list_names(row)}",
         )
     if isinstance(value, Mapping):
         if "data" not in value:
             raise RejectedInput(
                 400,
                 "Bad Request",
-                'expected JSON {"data": "<base64>"}, found keys '
-                f"{sorted(str(key)[:40] for key in value)[:8]}",
+                f'expected JSON {{"data": "<base64>"}}, found keys {_list_names(value)}',
             )
         value = value["data"]
     if isinstance(value, (bytes, bytearray)):
@@ -94,6 +93,11 @@ def _read_payload(row: Mapping[str, Any]) -> bytes:
         "Bad Request",
         f"expected the bytes of an image or base64 text, found JSON {type(value).__name__}",
     )
+
+
+def _list_names(names: Iterable[Any]) -> list[str]:
+    """Return the first few, cut short: what a request brings is not echoed at any length."""
+    return sorted(str(name)[:40] for name in names)[:8]
 
 
 def _decode_base64(text: str) -> bytes:
