@@ -109,7 +109,12 @@ def _check_memory() -> Finding:
 
 
 def _check_disk(store: Path) -> Iterator[Finding]:
-    folders = {"disk for temporary files": Path(tempfile.gettempdir()), "disk for archives": store}
+    folders = {"disk for archives": store}
+    try:
+        folders = {"disk for temporary files": Path(tempfile.gettempdir()), **folders}
+    except OSError as exc:  # it tries to write, and finds no place
+        remedy = "set TMPDIR to a writable folder with free space"
+        yield Finding("disk for temporary files", "fail", exc.strerror or str(exc), remedy)
     for check, folder in folders.items():
         existing = next(
             path for path in (folder.resolve(), *folder.resolve().parents) if path.exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,10 +13,10 @@ import requests
 
 from marwright.client.endpoint import Endpoint
 from marwright.client.models import Models, model_path
-from marwright.client.results import Answer, Health
+from marwright.client.results import Answer, Health, parse_json
 from marwright.client.tokens import TokenFile
 from marwright.client.transport import Transport
-from marwright.errors import AnswerError, ClientError
+from marwright.errors import AnswerError, UsageError
 from marwright.storage import translate_os_errors
 
 __all__ = ["Client"]
@@ -96,7 +97,8 @@ class Client:
         """
         path = model_path(name, version, root="/predictions")
         if isinstance(data, Mapping):
-            return self._answer(path, timeout, json=dict(data))
+            headers = {"Content-Type": "application/json"}
+            return self._answer(path, timeout, data=_encode(data), headers=headers)
         if isinstance(data, Path):
             with translate_os_errors(f"read {data}"):
                 data = data.read_bytes()
@@ -119,15 +121,13 @@ class Client:
         """Ask the inference API whether the server is up."""
         try:
             response = self._inference.send("GET", "/ping", retry=False)
-            return Health(status=str(response.json().get("status", "")))
         except AnswerError as exc:
             if exc.status == 500:  # TorchServe's way to say that workers are missing
                 return Health(status="Unhealthy")
             raise
-        except (ValueError, AttributeError) as exc:
-            raise ClientError(
-                "/ping did not answer with JSON", remedy="check that the address is a TorchServe"
-            ) from exc
+        return parse_json(
+            response.content, "GET /ping", lambda answer: Health(status=str(answer["status"]))
+        )
 
     def _answer(self, path: str, timeout: float | None, **body: Any) -> Answer:
         started = time.perf_counter()
@@ -139,3 +139,10 @@ class Client:
             request_id=response.headers.get("x-request-id", ""),
             seconds=time.perf_counter() - started,
         )
+
+
+def _encode(data: Mapping[str, object]) -> bytes:
+    try:
+        return json.dumps(dict(data), allow_nan=False).encode()
+    except (TypeError, ValueError, RecursionError) as exc:
+        raise UsageError("the input cannot be sent as JSON", found=str(exc)) from exc

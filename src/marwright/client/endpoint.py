@@ -42,8 +42,8 @@ class Endpoint:
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             return cls(
-                inference_url=values["inference_url"],
-                management_url=values["management_url"],
+                inference_url=_read_url(values, "inference_url"),
+                management_url=_read_url(values, "management_url"),
                 metrics_url=values.get("metrics_url") or "",
                 key_file=Path(values["key_file"]) if values.get("key_file") else None,
                 model_store=Path(values["model_store"]) if values.get("model_store") else None,
@@ -55,3 +55,10 @@ class Endpoint:
                 found=f"{type(exc).__name__}: {exc}",
                 remedy="start a server: marwright serve",
             ) from exc
+
+
+def _read_url(values: dict[str, object], key: str) -> str:
+    url = values[key]
+    if not isinstance(url, str):
+        raise TypeError(f"{key} is {url!r}")
+    return url

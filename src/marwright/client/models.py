@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
 
-from marwright.client.results import ModelSummary, ModelVersion
+from marwright.client.results import ModelSummary, ModelVersion, Result, parse_json
 from marwright.client.transport import Transport
-from marwright.errors import ClientError, OverloadedError
+from marwright.errors import OverloadedError, UsageError
 
 __all__ = ["model_path", "Models"]
 
@@ -26,11 +28,11 @@ class Models:
         token: str | None = None
         while True:
             params = {"limit": "100"} | ({"next_page_token": token} if token else {})
-            page = self._read("/models", params=params)
-            models += tuple(ModelSummary.from_response(item) for item in page["models"])
-            token = page.get("nextPageToken")
-            if token is None:
+            page, following = self._read("/models", _read_page, params=params)
+            models += page
+            if not following or following == token:  # the same page again would never end
                 return models
+            token = following
 
     def describe(self, name: str, version: str | None = None) -> ModelVersion:
         """Return one version of a model: the default version where none is named.
@@ -38,12 +40,11 @@ class Models:
         Raises:
             ModelNotFoundError: no such model or version.
         """
-        return ModelVersion.from_response(self._read(model_path(name, version))[0])
+        return self._read(model_path(name, version), _read_versions)[0]
 
     def versions(self, name: str) -> tuple[ModelVersion, ...]:
         """Return every version of a model, lowest first as TorchServe sorts them."""
-        page = self._read(model_path(name, "all"))
-        return tuple(ModelVersion.from_response(item) for item in page)
+        return self._read(model_path(name, "all"), _read_versions)
 
     def register(self, archive: str, *, workers: int = 1) -> ModelVersion | None:
         """Register an archive by its file name in the server's store; wait for its workers.
@@ -63,7 +64,8 @@ class Models:
             params={"url": archive, "initial_workers": str(workers), "synchronous": "true"},
             timeout=self._start_timeout,
         )
-        return self._find_registered(answer.json().get("status", ""))
+        registered = parse_json(answer.content, "POST /models", _read_registered)
+        return self.describe(*registered) if registered else None
 
     def scale(
         self, name: str, workers: int, *, version: str | None = None, max_workers: int | None = None
@@ -108,27 +110,41 @@ class Models:
         """
         self._transport.send("DELETE", model_path(name, version), retry=False)
 
-    def _read(self, path: str, params: dict[str, str] | None = None) -> Any:
+    def _read(
+        self, path: str, read: Callable[[Any], Result], params: dict[str, str] | None = None
+    ) -> Result:
         response = self._transport.send("GET", path, retry=True, params=params)
-        try:
-            return response.json()
-        except ValueError as exc:
-            raise ClientError(
-                f"GET {path} did not answer with JSON",
-                found=repr(response.text[:80]),
-                remedy="check that the address is a TorchServe management API",
-            ) from exc
+        return parse_json(response.content, f"GET {path}", read)
 
-    def _find_registered(self, status: str) -> ModelVersion | None:
-        """Describe what the answer names: 'Model "cnn" Version: 1.0 registered with ...'."""
-        words = status.split('"')
-        rest = words[2].split() if len(words) > 2 else []
-        if len(rest) < 2 or rest[0] != "Version:":
-            return None
-        return self.describe(words[1], rest[1])
+
+def _read_page(page: Any) -> tuple[tuple[ModelSummary, ...], str | None]:
+    """Return one page of the model list, and the token of the next."""
+    models = tuple(ModelSummary.from_response(item) for item in page["models"])
+    return models, page.get("nextPageToken")
+
+
+def _read_versions(page: Any) -> tuple[ModelVersion, ...]:
+    """Return the described versions; TorchServe names at least one."""
+    versions = tuple(ModelVersion.from_response(item) for item in page)
+    if not versions:
+        raise ValueError("no version")
+    return versions
+
+
+def _read_registered(answer: Any) -> tuple[str, str] | None:
+    """Return what the answer names: 'Model "cnn" Version: 1.0 registered with ...'."""
+    match = re.match(r'Model "(.+)" Version: (\S+) registered', answer["status"])
+    return (match[1], match[2]) if match else None
 
 
 def model_path(name: str, version: str | None = None, *, root: str = "/models") -> str:
-    """Return the URL path of a model or of one version; names are quoted."""
-    path = f"{root}/{quote(name, safe='')}"
-    return f"{path}/{quote(version, safe='')}" if version else path
+    """Return the URL path of a model or of one version; names are quoted.
+
+    Raises:
+        UsageError: a part that means another resource: DELETE /models/cnn/ is the whole model.
+    """
+    parts = [name] if version is None else [name, version]
+    for part in parts:
+        if part in {"", ".", ".."}:
+            raise UsageError("no such model name or version is possible", found=repr(part))
+    return "/".join([root, *(quote(part, safe="") for part in parts)])

@@ -3,11 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-__all__ = ["Answer", "Health", "ModelSummary", "ModelVersion", "Worker"]
+from marwright.errors import ClientError
+
+__all__ = ["Answer", "Health", "ModelSummary", "ModelVersion", "parse_json", "Worker"]
+
+Result = TypeVar("Result")
+
+
+def parse_json(body: bytes, request: str, read: Callable[[Any], Result]) -> Result:
+    """Decode an answer's body and make a result of it.
+
+    Raises:
+        ClientError: it is no JSON, or none of the shape that `read` expects.
+    """
+    try:
+        return read(json.loads(body))
+    # What decoding raises, and what reading a dict, a list, an int where there is none raises.
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError) as exc:
+        raise ClientError(
+            f"{request} did not answer with the JSON that was expected",
+            found=repr(body[:80].decode("utf-8", "replace")),
+            remedy="check that the address is this API of a TorchServe",
+        ) from exc
 
 
 @dataclass(frozen=True)
@@ -23,8 +44,12 @@ class Answer:
     """From sending the request to the whole answer."""
 
     def json(self) -> Any:
-        """Decode the body as JSON."""
-        return json.loads(self.body)
+        """Decode the body as JSON.
+
+        Raises:
+            ClientError: it is something else; see `content_type`.
+        """
+        return parse_json(self.body, "the model", lambda value: value)
 
 
 @dataclass(frozen=True)

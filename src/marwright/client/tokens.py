@@ -7,6 +7,7 @@ describes `GET /token`.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -33,7 +34,11 @@ class TokenFile:
             TokenRejectedError: the file is missing or broken; a status of 0, since none was sent.
         """
         try:
-            return str(json.loads(self._path.read_text(encoding="utf-8"))[purpose]["key"])
+            token = json.loads(self._path.read_text(encoding="utf-8"))[purpose]["key"]
+            # What no header can carry, requests would quote in its exception.
+            if not re.fullmatch(r"[!-~]+", token):
+                raise ValueError("not a token")
+            return str(token)
         except (OSError, ValueError, KeyError, TypeError) as exc:
             raise TokenRejectedError(
                 f"cannot read the {purpose} token from {self._path}",

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import requests
+import urllib3
 
 from marwright.client.tokens import Purpose, TokenFile
 from marwright.errors import (
@@ -88,22 +89,22 @@ class Transport:
         Raises:
             ClientError: the member of the family that fits; see marwright.errors.
         """
-        pauses = RETRY_PAUSES if retry else ()
+        pauses = list(RETRY_PAUSES) if retry else []
         renewed = False
-        for pause in (*pauses, None):
+        while True:
             try:
                 return self._send_once(method, path, params, timeout, body)
             except TokenRejectedError:
+                # A rejected request had no effect, so sending it again is safe for all of them.
                 if renewed or not self._renew():
                     raise
                 renewed = True
-                return self._send_once(method, path, params, timeout, body)
             except (ConnectionFailedError, OverloadedError) as exc:
-                if pause is None:
+                if not pauses:
                     raise
+                pause = pauses.pop(0)
                 _log.debug("%s %s: %s; trying again in %.2f s", method, path, exc, pause)
                 time.sleep(pause)
-        raise AssertionError("the last try returns or raises")
 
     def _send_once(
         self,
@@ -149,21 +150,42 @@ def _request(
 ) -> requests.Response:
     """Send with requests, and raise our errors for its own."""
     try:
-        return session.request(method, url, timeout=timeout, **options)
-    except requests.Timeout as exc:
-        raise RequestTimeoutError(
-            f"no answer from {url}",
-            expected=f"one within {timeout:g} s",
-            found="silence",
-            remedy="raise --timeout, or look at the server's log",
+        # stream=False: an injected session may ask otherwise, and a body that is read later would
+        # raise where nothing is translated.
+        return session.request(method, url, timeout=timeout, stream=False, **options)
+    except (OSError, urllib3.exceptions.HTTPError, ValueError) as exc:
+        # requests' own are OSErrors; it lets through some of urllib3's, ValueErrors of odd hosts,
+        # and an OSError where a certificate file is missing.
+        if _is_timeout(exc):
+            raise RequestTimeoutError(
+                f"no answer from {url}",
+                expected=f"one within {timeout:g} s",
+                found="silence",
+                remedy="raise --timeout, or look at the server's log",
+            ) from exc
+        if isinstance(exc, requests.exceptions.ChunkedEncodingError):
+            raise ConnectionFailedError(
+                f"the answer from {url} broke off",
+                remedy="look whether the server still runs, and at its log",
+            ) from exc
+        if isinstance(exc, requests.ConnectionError):
+            raise ConnectionFailedError(
+                f"no server answers at {url}",
+                remedy="start one with marwright serve, or check the address",
+            ) from exc
+        raise ClientError(
+            f"cannot send the request to {url}",
+            found=str(exc),
+            remedy="check the address, such as http://127.0.0.1:8080",
         ) from exc
-    except requests.ConnectionError as exc:
-        raise ConnectionFailedError(
-            f"no server answers at {url}",
-            remedy="start one with marwright serve, or check the address",
-        ) from exc
-    except requests.RequestException as exc:
-        raise ClientError(f"cannot send the request to {url}", found=str(exc)) from exc
+
+
+def _is_timeout(exc: Exception) -> bool:
+    """Tell a timeout; requests calls one in the middle of a body a ConnectionError."""
+    cause = exc.args[0] if exc.args else None
+    return isinstance(exc, requests.Timeout) or isinstance(
+        cause, urllib3.exceptions.ReadTimeoutError
+    )
 
 
 def _translate(response: requests.Response, request: str) -> AnswerError:
@@ -171,7 +193,7 @@ def _translate(response: requests.Response, request: str) -> AnswerError:
     status, body = response.status_code, response.content
     try:
         problem = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         problem = {}
     if not isinstance(problem, dict):
         problem = {}

@@ -35,8 +35,8 @@ class Java:
 
     @property
     def major(self) -> int:
-        """The feature release: 8 for 1.8.0, 17 for 17.0.15."""
-        parts = re.findall(r"\d+", self.version)
+        """The feature release: 8 for 1.8.0, 17 for 17.0.15; 0 where the version has no number."""
+        parts = re.findall(r"\d+", self.version) or ["0"]
         return int(parts[1] if parts[0] == "1" and len(parts) > 1 else parts[0])
 
 
@@ -47,7 +47,8 @@ def find_java() -> Java:
         JavaError: none is; names those that were found.
     """
     found = []
-    for origin, path in _list_candidates():
+    for origin, candidate in _list_candidates():
+        path = candidate.absolute()  # the server starts in another folder
         version = _read_version(path)
         if version is None:
             found.append(f"one that does not start at {path} ({origin})")
@@ -79,15 +80,23 @@ def _read_version(path: Path) -> str | None:
 
     The `release` file beside bin/ says it without the 0.1 s that starting a JVM takes.
     """
+    if not os.access(path, os.X_OK):
+        return None
     try:
-        text = (path.resolve().parents[1] / "release").read_text(encoding="utf-8")
+        release = path.resolve().parents[1] / "release"
+        text = release.read_text(encoding="utf-8", errors="replace")
     except OSError:
         text = ""
     if match := re.search(r'^JAVA_VERSION="([^"]+)"', text, re.MULTILINE):
         return match.group(1)
     try:
         answer = subprocess.run(
-            [str(path), "-version"], capture_output=True, text=True, timeout=30, check=True
+            [str(path), "-version"],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=30,
+            check=True,
         )
     except (OSError, subprocess.SubprocessError):
         return None

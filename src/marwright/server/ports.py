@@ -25,6 +25,15 @@ class Ports:
     grpc_inference: int = 7070
     grpc_management: int = 7071
 
+    def __post_init__(self) -> None:
+        """Raise UsageError for numbers that are no ports."""
+        for item in fields(self):
+            port = getattr(self, item.name)
+            if not 0 < port < 1 << 16:
+                raise UsageError(
+                    f"no such {item.name} port", expected="1 to 65535", found=str(port)
+                )
+
     @classmethod
     def find_free(cls) -> Ports:
         """Return ports that nobody listens on now; somebody may take one before the server does."""
@@ -37,24 +46,14 @@ class Ports:
     @classmethod
     def from_properties(cls, properties: Mapping[str, str]) -> Ports:
         """Read the ports from TorchServe's properties; absent ones are TorchServe's defaults."""
-        default = cls()
-        try:
-            return cls(
-                *(
-                    urlsplit(properties.get(f"{api}_address", "")).port or getattr(default, api)
-                    for api in ("inference", "management", "metrics")
-                ),
-                *(
-                    int(properties.get(f"{api}_port", getattr(default, api)))
-                    for api in ("grpc_inference", "grpc_management")
-                ),
-            )
-        except ValueError as exc:
-            raise UsageError(
-                "the configuration has an address without a usable port",
-                expected="such as inference_address=http://127.0.0.1:8080",
-                found=str(exc),
-            ) from exc
+        keys = {
+            api: f"{api}_port" if api.startswith("grpc") else f"{api}_address"
+            for api in (item.name for item in fields(cls))
+        }
+        ports = {
+            api: _read_port(key, properties[key]) for api, key in keys.items() if key in properties
+        }
+        return cls(**ports)
 
     def to_properties(self) -> dict[str, str]:
         """Return TorchServe's properties for these ports, all of them on loopback."""
@@ -83,3 +82,17 @@ class Ports:
                 f"port {', '.join(taken)} is taken",
                 remedy="stop what listens there, or let us choose: marwright serve --free-ports",
             )
+
+
+def _read_port(key: str, value: str) -> int:
+    try:
+        port = urlsplit(value).port if key.endswith("_address") else int(value)
+        if port is None:
+            raise ValueError("no port")
+    except ValueError as exc:
+        raise UsageError(
+            "the configuration has an address without a usable port",
+            expected="such as inference_address=http://127.0.0.1:8080 or grpc_inference_port=7070",
+            found=f"{key}={value} ({exc})",
+        ) from exc
+    return port

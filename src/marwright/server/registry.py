@@ -7,6 +7,7 @@ leads nowhere is a server that is gone.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import tempfile
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ from marwright.errors import NoServerError, UsageError
 from marwright.storage import translate_os_errors
 
 __all__ = ["announce", "find_endpoint", "list_servers"]
+
+_log = logging.getLogger(__name__)
 
 
 def announce_folder() -> Path:
@@ -29,7 +32,13 @@ def announce_folder() -> Path:
 
 @contextlib.contextmanager
 def announce(name: str, run_folder: Path) -> Iterator[None]:
-    """Let other commands find the server under `name` while the block runs."""
+    """Let other commands find the server under `name` while the block runs.
+
+    Raises:
+        UsageError: the name cannot be a file's.
+    """
+    if not name or Path(name).name != name or "\0" in name:
+        raise UsageError("no such server name is possible", found=repr(name))
     folder = announce_folder()
     link = folder / f"{name}.json"
     with translate_os_errors(f"write {link}"):
@@ -50,10 +59,13 @@ def list_servers() -> dict[str, Endpoint]:
     """Return the running servers by name, and drop links whose server is gone."""
     servers = {}
     for link in sorted(announce_folder().glob("*.json")):
-        if link.exists():
+        try:
             servers[link.stem] = Endpoint.read(link)
-        else:
-            link.unlink(missing_ok=True)
+        except NoServerError as exc:
+            # One that is gone, perhaps since the folder was read; never the others' trouble.
+            _log.debug("%s names no server: %s", link, exc)
+            if link.is_symlink() and not link.exists():
+                link.unlink(missing_ok=True)
     return servers
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +14,33 @@ __all__ = ["read_failures", "read_tail", "WorkerFailure"]
 # Worker output reaches the log through Java threads named W-<port>-<model>_<version>-stdout
 # (org.pytorch.serve.wlm.WorkerLifeCycle.ReaderThread).
 _LINE = re.compile(
-    r"^\S+ \[\w+ *\] W-(?P<worker>\d+)-(?P<model>.+)_(?P<version>[^_]+)-std(?:out|err)"
-    r" MODEL_LOG - (?P<text>.*)$"
+    r"^\S+ \[\w+ *\] W-(?P<worker>\d+)-(?P<model>.+)_(?P<version>[^_]+)-std(?P<stream>out|err)"
+    r" (?:MODEL_LOG|org\.pytorch\.serve\.wlm\.WorkerLifeCycle) - (?P<text>.*)$"
 )
 SILENT_DEATHS = 3
 """Starts of one worker, none of which got READY, that count as a death without a traceback."""
 
+_DIED = "Backend worker process died."
+# What TorchServe says before the traceback that ended the worker (ts/model_service_worker.py). A
+# handler may have logged others before, of exceptions that it had caught.
+_LAST_WORDS = re.compile(rf"Failed to load model |Load model .* OOM, |{re.escape(_DIED)}")
+# A worker starts with "[PID]"; one that cannot import ts only ends, which the thread that reads its
+# output says.
+_STARTED = "[PID]"
+_ENDED = re.compile(r"Stopped Scanner - W-.*-stdout$")
+# What follows a traceback in the same stream.
+_AFTER_MESSAGE = (
+    "During handling of the above",
+    "The above exception was the direct cause",
+    "Traceback",
+    _DIED,
+    "Stopped Scanner",
+    "s_name_part0=",
+    "Listening on ",
+    _STARTED,
+)
+
 _TRACEBACK = "Traceback (most recent call last):"
-_CHAINED = ("During handling of the above", "The above exception was the direct cause")
 _TORCHSERVE_FRAME = re.compile(
     r'  File ".*[/\\](?:ts[/\\]model_(?:service_worker|loader)\.py'
     r'|importlib[/\\]__init__\.py)"|  File "<frozen importlib'
@@ -34,12 +54,14 @@ class WorkerFailure:
     model: str
     version: str
     traceback: str
-    """The first traceback it printed, without TorchServe's own frames; empty where it left none."""
+    """What ended it, without TorchServe's own frames; empty where it left no traceback."""
 
     @property
     def reason(self) -> str:
-        """The traceback's last line: exception and message."""
-        return self.traceback.rsplit("\n", 1)[-1]
+        """Exception and message in one line: its first, or two where the first only announces."""
+        lines = self.traceback.split("\n")[1:]
+        message = [line.strip() for line in lines[_count_frame_lines(lines) :]]
+        return " ".join(message[: 2 if message and message[0].endswith(":") else 1])
 
     @property
     def place(self) -> str:
@@ -60,16 +82,24 @@ class WorkerFailure:
 
 def read_failures(path: Path, *, offset: int = 0) -> list[WorkerFailure]:
     """Return the workers that died after the log's first `offset` bytes, in order."""
-    output: dict[tuple[str, str, str], list[str]] = {}
+    output: dict[tuple[str, str, str], dict[str, list[str]]] = {}
     for line in _read(path, offset).splitlines():
         if match := _LINE.match(line):
             key = match["worker"], match["model"], match["version"]
-            output.setdefault(key, []).append(match["text"])
+            # Two threads write the two streams, so that lines of one may part those of the other.
+            streams = output.setdefault(key, {"out": [], "err": []})
+            streams[match["stream"]].append(match["text"])
     failures = []
-    for (_, model, version), lines in output.items():
-        starts = sum(line.startswith("[PID]") for line in lines)
-        if starts >= SILENT_DEATHS or any("Backend worker process died" in line for line in lines):
-            failures.append(WorkerFailure(model, version, _first_traceback(lines)))
+    for (_, model, version), streams in output.items():
+        lines = streams["out"]
+        traceback = _find_traceback(lines)
+        starts = sum(line.startswith(_STARTED) for line in lines)
+        ends = sum(_ENDED.match(line) is not None for line in lines)
+        if max(starts, ends) >= SILENT_DEATHS:
+            traceback = traceback or _find_traceback(streams["err"])
+        elif not (traceback and _DIED in lines):
+            continue  # alive, or its last words are still on their way into the log
+        failures.append(WorkerFailure(model, version, traceback))
     return failures
 
 
@@ -82,34 +112,41 @@ def read_tail(path: Path, *, lines: int = 15) -> str:
 def _read(path: Path, offset: int) -> str:
     try:
         with path.open("rb") as stream:
+            if stream.seek(0, os.SEEK_END) < offset:
+                offset = 0  # the log was rotated in between
             stream.seek(offset)
             return stream.read().decode("utf-8", "replace")
-    except FileNotFoundError:
-        return ""
+    except OSError:
+        return ""  # not written yet, or not ours to read: there is nothing to tell
 
 
-def _first_traceback(lines: list[str]) -> str:
-    """Return the first traceback: in a chain it is the cause, and what follows hides it.
+def _find_traceback(lines: list[str]) -> str:
+    """Return the first traceback after the worker's last words, or "" where none is complete.
 
-    TorchServe itself chains: an ImportError inside a handler is followed by one about
-    ts.torch_handler (ts/model_loader.py).
+    The first one of a chain is the cause, and what follows hides it. TorchServe itself chains: an
+    ImportError inside a handler is followed by one about ts.torch_handler (ts/model_loader.py).
     """
+    spoken = [number for number, line in enumerate(lines) if _LAST_WORDS.match(line)]
+    lines = lines[spoken[0] :] if spoken else lines
     if _TRACEBACK not in lines:
         return ""
     block = lines[lines.index(_TRACEBACK) + 1 :]
-    frames: list[str] = []
-    for number, line in enumerate(block):
-        if not line.startswith(" "):
-            return "\n".join([_TRACEBACK, *_drop_torchserve(frames), *_message(block[number:])])
-        frames.append(line)
-    return "\n".join([_TRACEBACK, *_drop_torchserve(frames)])
+    end = _count_frame_lines(block)
+    if end == len(block):
+        return ""
+    return "\n".join([_TRACEBACK, *_drop_torchserve(block[:end]), *_message(block[end:])])
+
+
+def _count_frame_lines(lines: list[str]) -> int:
+    """Count the lines before the exception's own, the first that is not indented."""
+    return next((number for number, line in enumerate(lines) if line[:1] != " "), len(lines))
 
 
 def _message(lines: list[str]) -> list[str]:
     """Return the exception's line and the lines that its message goes on for."""
     message = lines[:1]
     for line in lines[1:20]:
-        if not line.strip() or line.startswith((*_CHAINED, "Traceback", "Backend worker")):
+        if not line.strip() or line.startswith(_AFTER_MESSAGE):
             break
         message.append(line)
     return message

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import pytest
+
+from marwright.client import Endpoint
+from marwright.errors import NoServerError, StorageError, UsageError
+from marwright.server.registry import announce, announce_folder, find_endpoint, list_servers
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of links, empty."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "runtime"))
+    return tmp_path / "runtime/marwright"
+
+
+def make_run_folder(parent: Path, name: str = "run") -> Path:
+    Endpoint(f"http://{name}:1", f"http://{name}:2").write(parent / name / "endpoint.json")
+    return parent / name
+
+
+def test_links_lie_in_the_runtime_folder(tmp_path: Path, folder: Path) -> None:
+    with announce("8080", make_run_folder(tmp_path)):
+        assert announce_folder() == folder
+        assert (folder / "8080.json").is_symlink()
+        assert folder.stat().st_mode & 0o077 == 0
+        assert list(folder.iterdir()) == [folder / "8080.json"]
+
+
+@pytest.mark.parametrize("state", ["state", ""])
+def test_links_lie_in_the_state_folder_where_there_is_no_runtime_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / state) if state else "")
+    expected = tmp_path / (state or "home/.local/state") / "marwright/servers"
+    with announce("8080", make_run_folder(tmp_path)):
+        assert (expected / "8080.json").is_symlink()
+        assert list(list_servers()) == ["8080"]
+
+
+def test_a_server_is_known_while_the_block_runs(tmp_path: Path) -> None:
+    with announce("8080", make_run_folder(tmp_path)):
+        assert find_endpoint().inference_url == "http://run:1"
+        assert find_endpoint("8080") == find_endpoint()
+    assert list_servers() == {}
+
+
+def test_a_block_that_fails_leaves_no_link(tmp_path: Path, folder: Path) -> None:
+    with contextlib.suppress(ZeroDivisionError), announce("8080", make_run_folder(tmp_path)):
+        raise ZeroDivisionError
+    assert list(folder.iterdir()) == []
+
+
+def test_a_dead_link_is_pruned(tmp_path: Path, folder: Path) -> None:
+    folder.mkdir(parents=True)
+    (folder / "dead.json").symlink_to(tmp_path / "gone/endpoint.json")
+    assert list_servers() == {}
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", ["{", "{}", "[]", '{"inference_url": null}'])
+def test_a_file_that_is_no_endpoint_hides_no_server(
+    tmp_path: Path, folder: Path, content: str
+) -> None:
+    with announce("8080", make_run_folder(tmp_path)):
+        (folder / "a.json").write_text(content)
+        (folder / "z.json").mkdir()
+        assert list(list_servers()) == ["8080"]
+        assert (folder / "a.json").exists()
+
+
+@pytest.mark.parametrize("name", [None, "8080"])
+def test_no_server_is_said_with_what_to_do(name: str | None) -> None:
+    with pytest.raises(NoServerError, match="marwright serve"):
+        find_endpoint(name)
+
+
+def test_a_wrong_name_names_the_right_ones(tmp_path: Path) -> None:
+    refused = pytest.raises(NoServerError, match=r"no server two .*servers: one")
+    with announce("one", make_run_folder(tmp_path, "one")), refused:
+        find_endpoint("two")
+
+
+def test_of_several_servers_one_must_be_named(tmp_path: Path) -> None:
+    one, two = make_run_folder(tmp_path, "one"), make_run_folder(tmp_path, "two")
+    with announce("one", one), announce("t.w.o", two):
+        with pytest.raises(UsageError, match=r"found one, t\.w\.o; choose one with --server"):
+            find_endpoint()
+        assert find_endpoint("t.w.o").inference_url == "http://two:1"
+    assert list_servers() == {}
+
+
+def test_a_second_server_of_a_name_takes_it_and_the_first_leaves_it_alone(tmp_path: Path) -> None:
+    first = announce("8080", make_run_folder(tmp_path, "one"))
+    with announce("8080", make_run_folder(tmp_path, "zero")):
+        pass
+    first.__enter__()
+    with announce("8080", make_run_folder(tmp_path, "two")):
+        first.__exit__(None, None, None)
+        assert find_endpoint("8080").inference_url == "http://two:1"
+
+
+@pytest.mark.parametrize("name", ["", "../up", "a/b", "/etc/x", "nul\0"])
+def test_a_name_that_leads_out_of_the_folder_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match="server name"), announce(name, tmp_path):
+        pass
+    assert list(tmp_path.rglob("*.json")) == []
+
+
+def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path: Path) -> None:
+    (tmp_path / "runtime").touch()
+    with pytest.raises(StorageError), announce("8080", tmp_path):
+        pass
