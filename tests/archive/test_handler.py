@@ -173,14 +173,16 @@ def test_local_modules_are_followed_to_the_end(tmp_path: Path) -> None:
         package__in____init__="",
         package__in__inner="from . import sibling\nimport c\nx = 1",
         package__in__sibling="",
-        package__in__sub__in__deep="",
+        package__in__sub__in__deep="import d",
         c="",
+        d="",
         unrelated="",
     )
     assert sorted(find_names(handler)) == [
         "a.py",
         "b.py",
         "c.py",
+        "d.py",
         "handler.py",
         "package/__init__.py",
         "package/inner.py",

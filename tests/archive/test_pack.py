@@ -291,13 +291,16 @@ def test_a_handler_that_no_worker_could_load_leaves_no_file(tmp_path: Path, run:
 def test_local_modules_are_packed_in_their_folders(tmp_path: Path, run: Run) -> None:
     (tmp_path / "package").mkdir()
     (tmp_path / "package/__init__.py").write_text("from . import part")
-    (tmp_path / "package/part.py").write_text("import helper")
+    (tmp_path / "package/part.py").write_text("import helper, namespace.far")
+    (tmp_path / "namespace").mkdir()
+    (tmp_path / "namespace/far.py").write_text("import helper")
     (tmp_path / "package/notes.txt").write_text("not imported")
     (tmp_path / "helper.py").write_text("x = 1")
     handler = write_handler(tmp_path, "import package\n" + HANDLER)
     assert set(read_members(pack_small(tmp_path, run, handler=handler).path)) == {
         "handler.py",
         "helper.py",
+        "namespace/far.py",
         "package/__init__.py",
         "package/part.py",
         "model.pt",
@@ -312,6 +315,26 @@ def test_a_store_that_cannot_be_written_is_a_storage_error(tmp_path: Path, run: 
         pack_small(tmp_path, run, out=tmp_path / "file" / "store")
     with pytest.raises(StorageError, match="too long"):
         pack_small(tmp_path, run, name="m" * 300)
+
+
+def test_a_full_disk_leaves_the_old_archive_as_it_was(packed: Packed, run: Run) -> None:
+    before = packed.path.read_bytes()
+    program = (
+        "import resource, signal, sys; from pathlib import Path\n"
+        "from marwright.archive import Run, pack_run\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        "pack_run(Run.open(Path(sys.argv[1])), out=Path(sys.argv[2]), force=True)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", program, run.path, packed.path],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "StorageError: cannot write" in done.stderr
+    assert packed.path.read_bytes() == before
+    assert [path.name for path in packed.path.parent.iterdir()] == ["cnn.mar"]
 
 
 def test_a_folder_in_the_place_of_the_archive_stays(tmp_path: Path, run: Run) -> None:

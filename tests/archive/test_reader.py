@@ -129,6 +129,16 @@ def test_a_name_that_is_no_utf_8_is_refused(tmp_path: Path) -> None:
         Archive.open(path)
 
 
+def test_a_damaged_manifest_is_refused(tmp_path: Path) -> None:
+    path = write_archive(tmp_path / "m.mar")
+    content = bytearray(path.read_bytes())
+    start = 30 + len(MANIFEST_NAME)  # after the local header; the manifest is the first member
+    content[start : start + 4] = b"\xff" * 4
+    path.write_bytes(content)
+    with pytest.raises(ArchiveError, match="is no model archive"):
+        Archive.open(path)
+
+
 @given(position=st.floats(0, 1, exclude_max=True), value=st.integers(0, 255))
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_damaged_byte_never_raises_a_foreign_error(
