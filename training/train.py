@@ -72,7 +72,7 @@ def train_run(
     """
     settings = settings or Settings()
     started = time.perf_counter()
-    with write_folder(out, replace=force) as folder, _reproducible(settings.seed):
+    with write_folder(out, replace=force) as folder, _reproducible(settings):
         trained = _train(dataset, settings, progress or (lambda *_: None))
         _write_config(folder, trained, settings)
         _write_model(folder, trained)
@@ -93,15 +93,18 @@ def train_run(
 
 
 @contextmanager
-def _reproducible(seed: int) -> Iterator[None]:
+def _reproducible(settings: Settings) -> Iterator[None]:
     """Seed torch and ask it for one order of additions; put its settings back afterwards."""
     before = torch.are_deterministic_algorithms_enabled()
-    torch.manual_seed(seed)
+    threads = torch.get_num_threads()
+    torch.manual_seed(settings.seed)
     torch.use_deterministic_algorithms(True)
+    torch.set_num_threads(settings.threads)
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
+        torch.set_num_threads(threads)
 
 
 def _train(dataset: str, settings: Settings, progress: Progress) -> _Trained:

@@ -24,6 +24,8 @@ __all__ = ["examine", "Finding"]
 
 LEAST_MEMORY_BYTES = 2 << 30
 """Java and one worker with torch take about 0.7 GB."""
+IMPORT_SECONDS = 120
+"""A cold import of torch from a slow disk takes tens of seconds."""
 LEAST_DISK_BYTES = 1 << 30
 # What TorchServe 0.12 imports and does not declare, and who needs it.
 _UNDECLARED = {
@@ -139,9 +141,18 @@ def _check_imports() -> Iterator[Finding]:
         "print(t.__version__, v.has_native_operators())",
     }
     for package, script in scripts.items():
-        answer = subprocess.run(
-            [sys.executable, "-c", script], capture_output=True, text=True, check=False
-        )
+        try:
+            answer = subprocess.run(
+                [sys.executable, "-c", script],
+                capture_output=True,
+                text=True,
+                timeout=IMPORT_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            found = f"no end of its import within {IMPORT_SECONDS} s"
+            yield Finding(package, "fail", found, f"pip install --force-reinstall {package}")
+            continue
         if answer.returncode:
             reason = (answer.stderr.strip().splitlines() or ["it ended without a word"])[-1]
             yield Finding(package, "fail", reason, f"pip install --force-reinstall {package}")

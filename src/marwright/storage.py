@@ -30,7 +30,9 @@ def translate_os_errors(doing: str) -> Iterator[None]:
         raise StorageError(
             f"cannot {doing}",
             found=f"{exc.strerror or exc}{where}",
-            remedy="free space or choose a folder you may write to",
+            remedy="free space, or choose a folder you may write to"
+            if not doing.startswith("read")
+            else "check that it exists and that you may read it",
         ) from exc
 
 

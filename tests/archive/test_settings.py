@@ -65,10 +65,22 @@ def test_settings_read_back_are_the_ones_written(tmp_path: Path) -> None:
     assert read_text(tmp_path, settings.to_yaml().decode()) == settings
 
 
-def test_every_torchserve_setting_is_spelled_out_and_an_unset_one_of_the_handler_left_out() -> None:
+def test_settings_with_a_default_are_spelled_out_and_the_others_left_out() -> None:
     values = yaml.safe_load(ModelSettings().to_yaml())
-    assert set(values) == set(ModelSettings.model_fields)
+    with_default = {name for name, field in ModelSettings.model_fields.items() if field.default}
+    assert set(values) == with_default
     assert values["handler"] == {}
+
+
+def test_torchserves_other_settings_are_passed_on() -> None:
+    given = {"deviceType": "cpu", "jobQueueSize": 7, "pt2": {"compile": {"enable": True}}}
+    values = yaml.safe_load(ModelSettings.create(given, source="here").to_yaml())
+    assert {key: values[key] for key in given} == given
+
+
+def test_fewer_workers_at_most_than_at_least_are_refused() -> None:
+    with pytest.raises(ArchiveError, match="maxworkers 1 is below minworkers 2"):
+        ModelSettings.create({"minWorkers": 2}, source="here")
 
 
 def test_an_empty_file_gives_the_defaults(tmp_path: Path) -> None:

@@ -96,6 +96,7 @@ def test_the_config_says_how_to_train_again(quick: Run) -> None:
         "weight_decay": QUICK.weight_decay,
         "shift": QUICK.shift,
         "seed": 0,
+        "threads": 1,
         "images": {"train": 1257, "validation": 180, "test": 360},
     }
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from marwright.errors import ArchiveError
 
@@ -56,6 +56,36 @@ class ModelSettings(BaseModel):
     """Seconds a worker may take to load the model."""
     handler: HandlerSettings = HandlerSettings()
 
+    # TorchServe's other keys are passed on as they are, where given.
+    asyncCommunication: bool | None = None
+    clientTimeoutInMills: int | None = None
+    continuousBatching: bool | None = None
+    deviceIds: list[int] | None = None
+    deviceType: str | None = None
+    jobQueueSize: int | None = None
+    maxNumSequence: int | None = None
+    maxRetryTimeoutInSec: int | None = None
+    maxSequenceJobQueueSize: int | None = None
+    parallelLevel: int | None = None
+    parallelType: str | None = None
+    sequenceBatching: bool | None = None
+    sequenceMaxIdleMSec: int | None = None
+    sequenceTimeoutMSec: int | None = None
+    torchrun: dict[str, Any] | None = None
+    useJobTicket: bool | None = None
+    useVenv: bool | None = None
+    # Read by TorchServe's Python side (ts/torch_handler, ts/handler_utils).
+    dali: dict[str, Any] | None = None
+    deepspeed: dict[str, Any] | None = None
+    pippy: dict[str, Any] | None = None
+    pt2: Any = None
+
+    @model_validator(mode="after")
+    def _check_workers(self) -> ModelSettings:
+        if self.maxWorkers < self.minWorkers:
+            raise ValueError(f"maxWorkers {self.maxWorkers} is below minWorkers {self.minWorkers}")
+        return self
+
     @classmethod
     def create(cls, values: Mapping[str, Any], *, source: str) -> ModelSettings:
         """Check settings given as a mapping; `source` names the file or option in errors.
@@ -90,7 +120,6 @@ class ModelSettings(BaseModel):
         return cls.create(values, source=str(path))
 
     def to_yaml(self) -> bytes:
-        """Return the file's bytes: every TorchServe setting spelled out, the handler's if given."""
-        values = self.model_dump(mode="json")
-        values["handler"] = {k: v for k, v in values["handler"].items() if v is not None}
+        """Return the file's bytes: the first six settings spelled out, others where given."""
+        values = self.model_dump(mode="json", exclude_none=True)
         return yaml.safe_dump(values, sort_keys=False).encode()

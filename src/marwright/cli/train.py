@@ -27,6 +27,7 @@ def train(
     weight_decay: Annotated[float, typer.Option(help="L2 penalty.")] = 5e-4,
     shift: Annotated[int, typer.Option(help="Pixels a batch is moved at most.")] = 2,
     seed: Annotated[int, typer.Option(help="Of the split, the weights and the order.")] = 0,
+    threads: Annotated[int, typer.Option(help="torch threads.")] = 1,
     force: Annotated[bool, typer.Option("--force", help="Replace the run folder.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -41,7 +42,7 @@ def train(
     say("loading torch")
     from marwright.training.loop import Settings
 
-    settings = Settings(epochs, batch_size, lr, momentum, weight_decay, shift, seed)
+    settings = Settings(epochs, batch_size, lr, momentum, weight_decay, shift, seed, threads)
     run = train_with_bar(out, f"train {dataset}", settings, dataset=dataset, force=force)
     if as_json:
         print_json({"run": str(run.path), **run.report})

@@ -145,6 +145,6 @@ def model_path(name: str, version: str | None = None, *, root: str = "/models") 
     """
     parts = [name] if version is None else [name, version]
     for part in parts:
-        if part in {"", ".", ".."}:
+        if part in {"", ".", ".."} or "/" in part:  # TorchServe decodes %2F before it splits
             raise UsageError("no such model name or version is possible", found=repr(part))
     return "/".join([root, *(quote(part, safe="") for part in parts)])

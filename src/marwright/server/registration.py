@@ -5,21 +5,27 @@ from __future__ import annotations
 import contextlib
 import filecmp
 import shutil
+import time
 from pathlib import Path
 
+from marwright.archive.manifest import Manifest
 from marwright.archive.reader import Archive
 from marwright.client import Client, ModelVersion
 from marwright.errors import (
     AnswerError,
+    ClientError,
     ConflictError,
     ModelNotFoundError,
     ServerError,
     UsageError,
 )
-from marwright.server.worker_log import read_failures
+from marwright.server.worker_log import WorkerFailure, read_failures
 from marwright.storage import write_file
 
 __all__ = ["register"]
+
+LOG_SECONDS = 3.0
+"""How long a dead worker's traceback may take to reach the log."""
 
 
 def register(
@@ -51,12 +57,22 @@ def register(
         raise
     except AnswerError as exc:
         _forget(client, manifest.name, manifest.version)
-        failures = read_failures(log, offset=offset) if log is not None else []
-        for failure in failures:
-            if (failure.model, failure.version) == (manifest.name, manifest.version):
-                raise failure.to_error() from exc
-        raise
+        failure = _wait_for_failure(log, offset, manifest) if log is not None else None
+        if failure is None:
+            raise
+        raise failure.to_error() from exc
     return client.models.describe(manifest.name, manifest.version)
+
+
+def _wait_for_failure(log: Path, offset: int, manifest: Manifest) -> WorkerFailure | None:
+    """Return the worker's last words; the answer may overtake them on their way into the log."""
+    deadline = time.monotonic() + LOG_SECONDS
+    while time.monotonic() < deadline:
+        for failure in read_failures(log, offset=offset):
+            if (failure.model, failure.version) == (manifest.name, manifest.version):
+                return failure
+        time.sleep(0.05)
+    return None
 
 
 def _bring_into_store(archive: Path, store: Path) -> None:
@@ -75,6 +91,6 @@ def _bring_into_store(archive: Path, store: Path) -> None:
 
 def _forget(client: Client, name: str, version: str) -> None:
     """Unregister what a failed registration left: TorchServe keeps some without workers."""
-    with contextlib.suppress(AnswerError):
+    with contextlib.suppress(ClientError):  # the caller has the error that matters
         if not client.models.describe(name, version).ready_workers:
             client.models.unregister(name, version)
