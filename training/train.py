@@ -28,7 +28,7 @@ from marwright.archive.run import (
     SAMPLES_NAME,
     Run,
 )
-from marwright.errors import MarwrightError
+from marwright.errors import MarwrightError, RunError
 from marwright.storage import write_folder
 
 from .data import Images, Split, load_images, make_transform, split_images
@@ -68,10 +68,12 @@ def train_run(
 
     Raises:
         StorageError: `out` exists and `force` is false, or cannot be written.
+        RunError: `out` is a folder that is no run; it is never replaced.
         DataError: no such data set, or the loss stopped being a number.
     """
     settings = settings or Settings()
     started = time.perf_counter()
+    _check_replaceable(out)
     with write_folder(out, replace=force) as folder, _reproducible(settings):
         trained = _train(dataset, settings, progress or (lambda *_: None))
         _write_config(folder, trained, settings)
@@ -90,6 +92,17 @@ def train_run(
         report["seconds"] = round(time.perf_counter() - started, 3)
         _write_json(folder / REPORT_NAME, report)
     return Run.open(out)
+
+
+def _check_replaceable(out: Path) -> None:
+    """Refuse to replace a folder that is no run: --force must not cost anybody their files."""
+    if out.is_dir() and any(out.iterdir()) and not (out / CONFIG_NAME).is_file():
+        raise RunError(
+            f"{out} is a folder of something else",
+            expected="a run folder, an empty folder, or none",
+            found=f"no {CONFIG_NAME} in it",
+            remedy="choose another --out",
+        )
 
 
 @contextmanager

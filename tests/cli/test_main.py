@@ -97,3 +97,16 @@ def test_doctor_finds_this_machine_fit(marwright: Command, tmp_path: Path) -> No
     checks = {item["check"]: item["state"] for item in json.loads(answer.stdout)}
     assert answer.returncode == 0
     assert checks["Java"] == checks["torch"] == "ok"
+
+
+def test_the_shell_completes_commands() -> None:
+    asked = {
+        "_MARWRIGHT_COMPLETE": "complete_bash",
+        "COMP_WORDS": "marwright mo",
+        "COMP_CWORD": "1",
+    }
+    command = str(Path(sys.executable).with_name("marwright"))
+    answer = subprocess.run(
+        [command], env={**os.environ, **asked}, capture_output=True, text=True, check=False
+    )
+    assert answer.stdout.split() == ["models"]

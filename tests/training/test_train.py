@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from marwright.archive import Run, pack_run
-from marwright.errors import DataError, StorageError
+from marwright.errors import DataError, RunError, StorageError
 from marwright.training.data import load_images, split_images
 from marwright.training.loop import Settings
 from marwright.training.train import main, train_run
@@ -160,8 +160,7 @@ def test_a_failed_training_leaves_the_run_that_it_should_replace(
 
 
 def test_force_replaces_a_run_as_a_whole(tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    out.mkdir()
+    out = train_run(tmp_path / "run", settings=QUICK).path
     (out / "left over").write_text("")
     run = train_run(out, settings=QUICK, force=True)
     assert run == Run.open(out)
@@ -235,3 +234,10 @@ def test_the_program_runs_by_its_module_name(tmp_path: Path) -> None:
     assert done.returncode == 0
     for option in ("--out", "--epochs", "--batch-size", "--weight-decay", "--force"):
         assert option in done.stdout
+
+
+def test_force_never_replaces_a_folder_that_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("three years", encoding="utf-8")
+    with pytest.raises(RunError, match="folder of something else"):
+        train_run(tmp_path, settings=QUICK, force=True)
+    assert (tmp_path / "thesis.txt").read_text("utf-8") == "three years"
