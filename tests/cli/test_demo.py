@@ -52,4 +52,6 @@ def test_an_interrupt_at_any_step_leaves_nothing(
     assert "Traceback" not in rest
     left = [path for path in (tmp_path / "demo").rglob(".*") if path.name != ".gitkeep"]
     assert not left
-    assert not list((tmp_path / "demo/tmp").iterdir())
+    # torch makes its user's compile cache when torchvision is imported; it is meant to stay.
+    left = [path.name for path in (tmp_path / "demo/tmp").iterdir()]
+    assert [name for name in left if not name.startswith("torchinductor_")] == []
