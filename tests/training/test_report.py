@@ -47,5 +47,5 @@ def test_a_ratio_of_nothing_is_none() -> None:
 def test_versions_are_those_that_run() -> None:
     versions = list_versions()
     assert versions["python"] == platform.python_version()
-    assert versions["torch"] == torch.__version__
+    assert torch.__version__.startswith(versions["torch"])  # the registry leaves +cu130 out
     assert {"marwright", "torchvision", "numpy", "scikit-learn", "pillow"} < set(versions)
