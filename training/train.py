@@ -95,12 +95,14 @@ def train_run(
 
 
 def _check_replaceable(out: Path) -> None:
-    """Refuse to replace a folder that is no run: --force must not cost anybody their files."""
-    if out.is_dir() and any(out.iterdir()) and not (out / CONFIG_NAME).is_file():
+    """Refuse to replace what is no run: --force must not cost anybody their files."""
+    if not out.exists() or (out / CONFIG_NAME).is_file():
+        return
+    if not out.is_dir() or any(out.iterdir()):
         raise RunError(
-            f"{out} is a folder of something else",
+            f"{out} is something else than a run",
             expected="a run folder, an empty folder, or none",
-            found=f"no {CONFIG_NAME} in it",
+            found=f"a folder without {CONFIG_NAME}" if out.is_dir() else "a file",
             remedy="choose another --out",
         )
 

@@ -26,13 +26,15 @@ def translate_os_errors(doing: str) -> Iterator[None]:
     except MarwrightError:  # some of ours are OSErrors too, such as a timeout
         raise
     except OSError as exc:
-        where = f" ({exc.filename})" if exc.filename else ""
+        # A temporary file's name would only puzzle; `doing` names the one that was meant.
+        shown = exc.filename and not Path(str(exc.filename)).name.startswith(".")
+        where = f" ({exc.filename})" if shown else ""
         raise StorageError(
             f"cannot {doing}",
             found=f"{exc.strerror or exc}{where}",
             remedy="free space, or choose a folder you may write to"
             if not doing.startswith("read")
-            else "check that it exists and that you may read it",
+            else "check that it is there, of the right kind, and yours to read",
         ) from exc
 
 

@@ -53,5 +53,5 @@ def test_an_interrupt_at_any_step_leaves_nothing(
     left = [path for path in (tmp_path / "demo").rglob(".*") if path.name != ".gitkeep"]
     assert not left
     # torch makes its user's compile cache when torchvision is imported; it is meant to stay.
-    left = [path.name for path in (tmp_path / "demo/tmp").iterdir()]
-    assert [name for name in left if not name.startswith("torchinductor_")] == []
+    names = [path.name for path in (tmp_path / "demo/tmp").iterdir()]
+    assert [name for name in names if not name.startswith("torchinductor_")] == []

@@ -61,7 +61,10 @@ def test_models_are_listed_shown_and_scaled(marwright: Command, server: TorchSer
         (["train", "--epochs", "0", "--out", "r"], 2, "epochs 0"),
         (["train", "--dataset", "moon", "--out", "r"], 1, "no data set 'moon'"),
         (["models", "list"], 1, "no server runs here"),
-        (["models", "list", "--inference-url", "http://127.0.0.1:9"], 1, "no server answers"),
+        (["models", "list", "--management-url", "http://127.0.0.1:9"], 1, "no server answers"),
+        (["models", "list", "--inference-url", "http://127.0.0.1:9"], 2, "pass --management-url"),
+        (["models", "list", "--management-url", "localhost"], 2, "expected http://HOST:PORT"),
+        (["serve", "--name", "a/b"], 2, "no such server name"),
         (["serve", "--store", "absent"], 1, "there is no store"),
     ],
 )

@@ -21,6 +21,7 @@ from marwright.errors import (
     OverloadedError,
     RequestTimeoutError,
     TokenRejectedError,
+    UsageError,
 )
 
 UNREACHABLE = "http://127.0.0.1:9"
@@ -244,7 +245,6 @@ def test_no_builtin_exception_of_sending_leaves_the_client(raising: Any, error: 
 @pytest.mark.parametrize(
     "url",
     [
-        "",
         "http://",
         "127.0.0.1:8080",
         "ftp://127.0.0.1",
@@ -258,6 +258,14 @@ def test_an_address_that_is_none_is_a_client_error_with_a_remedy(url: str) -> No
     with Client(Endpoint(url, url)) as client, pytest.raises(ClientError) as caught:
         client.models.list()
     assert caught.value.remedy
+
+
+def test_an_address_that_is_not_given_is_named() -> None:
+    with (
+        Client(Endpoint("http://127.0.0.1:9", "")) as client,
+        pytest.raises(UsageError, match="pass --management-url"),
+    ):
+        client.models.list()
 
 
 CALLS: dict[str, Callable[[Client], object]] = {

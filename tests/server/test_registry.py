@@ -7,7 +7,13 @@ import pytest
 
 from marwright.client import Endpoint
 from marwright.errors import NoServerError, StorageError, UsageError
-from marwright.server.registry import announce, announce_folder, find_endpoint, list_servers
+from marwright.server.registry import (
+    announce,
+    announce_folder,
+    check_name,
+    find_endpoint,
+    list_servers,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -95,14 +101,14 @@ def test_of_several_servers_one_must_be_named(tmp_path: Path) -> None:
     assert list_servers() == {}
 
 
-def test_a_second_server_of_a_name_takes_it_and_the_first_leaves_it_alone(tmp_path: Path) -> None:
-    first = announce("8080", make_run_folder(tmp_path, "one"))
-    with announce("8080", make_run_folder(tmp_path, "zero")):
-        pass
-    first.__enter__()
-    with announce("8080", make_run_folder(tmp_path, "two")):
-        first.__exit__(None, None, None)
-        assert find_endpoint("8080").inference_url == "http://two:1"
+def test_a_second_server_of_a_name_is_refused_and_the_first_stays(
+    tmp_path: Path,
+) -> None:
+    first = make_run_folder(tmp_path, "one")
+    with announce("8080", first):
+        with pytest.raises(UsageError, match="a server 8080 runs already"):
+            check_name("8080")
+        assert list(list_servers()) == ["8080"]
 
 
 @pytest.mark.parametrize("name", ["", "../up", "a/b", "/etc/x", "nul\0"])

@@ -238,6 +238,6 @@ def test_the_program_runs_by_its_module_name(tmp_path: Path) -> None:
 
 def test_force_never_replaces_a_folder_that_is_no_run(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("three years", encoding="utf-8")
-    with pytest.raises(RunError, match="folder of something else"):
+    with pytest.raises(RunError, match="something else than a run"):
         train_run(tmp_path, settings=QUICK, force=True)
     assert (tmp_path / "thesis.txt").read_text("utf-8") == "three years"

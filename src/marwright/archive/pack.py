@@ -107,7 +107,12 @@ def pack_files(
     with translate_os_errors(f"write {target}"):
         taken = target.exists()
     if taken and not force:
-        raise UsageError(f"{target} exists", remedy="pass --force to replace it, or another --out")
+        other = target.with_name(f"{name}-{version}.mar")
+        raise UsageError(
+            f"{target} exists",
+            remedy="pass --force to replace it"
+            + (f", or --out {other} to keep both" if other != target else ""),
+        )
     source = HandlerSource.find(handler)
     check_torchscript(serialized_file)
     files = _gather(source, [serialized_file, *extra_files])

@@ -64,6 +64,8 @@ class Archive:
                     )
                 with archive.open(MANIFEST_NAME) as member:
                     text = member.read(MAX_MANIFEST_BYTES + 1)
+        except ArchiveError:
+            raise
         except _UNREADABLE as exc:
             raise ArchiveError(
                 f"{path} is no model archive",

@@ -20,15 +20,13 @@ def check_torchscript(path: Path) -> None:
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", DeprecationWarning
-            )  # torch.jit, TorchServe's own format
+            warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit: TorchServe's format
             torch.jit.load(str(path), map_location="cpu")
     except (RuntimeError, ValueError, OSError) as exc:
         reason = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
         raise ArchiveError(
             f"the weights {path} do not load",
             expected="a TorchScript file (torch.jit.save)",
-            found=reason,
+            found=reason.split(". ")[0][:200],
             remedy="train again, or export the model with torch.jit.script",
         ) from exc

@@ -13,7 +13,7 @@ import typer
 
 import marwright
 from marwright.cli import demo, doctor, models, pack, predict, serve, train
-from marwright.cli.output import print_error
+from marwright.cli.output import print_error, say
 from marwright.errors import MarwrightError
 
 __all__ = ["app", "main"]
@@ -60,6 +60,10 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _terminate)
     try:
         app()
+    except SystemExit as exc:
+        if exc.code == 130:
+            say("interrupted")
+        raise
     except MarwrightError as exc:
         print_error(exc, as_json="--json" in sys.argv)
         sys.exit(exc.exit_status)

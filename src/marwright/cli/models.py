@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from marwright.cli.options import Json, with_client
+from marwright.cli.options import Json, check_workers, with_client
 from marwright.cli.output import print_json, print_table
 
 if TYPE_CHECKING:
@@ -37,28 +37,29 @@ def list_models(
     models: list[dict[str, Any]] = []
     for summary in client.models.list():
         default = client.models.describe(summary.name)
-        versions = [version.version for version in client.models.versions(summary.name)]
+        versions = client.models.versions(summary.name)
         models.append(
             {
                 "model": summary.name,
                 "default": default.version,
-                "versions": versions,
-                "archive": summary.archive,
-                "ready_workers": default.ready_workers,
+                "versions": [version.version for version in versions],
+                "archives": [version.archive for version in versions],
+                "ready_workers": [version.ready_workers for version in versions],
             }
         )
     if as_json:
         print_json(models)
         return
     print_table(
-        ["model", "default", "versions", "archive", "ready workers"],
+        ["model", "default", "versions", "archives", "ready workers"],
         [
             [
                 model["model"],
                 model["default"],
-                ", ".join(str(version) for version in model["versions"]),
-                model["archive"],
-                model["ready_workers"],
+                *(
+                    ", ".join(str(value) for value in model[key])
+                    for key in ("versions", "archives", "ready_workers")
+                ),
             ]
             for model in models
         ],
@@ -81,8 +82,11 @@ def show_model(
 @with_client
 def register_model(
     client: Client,
-    archive: Annotated[Path, typer.Argument(help="A .mar file; it is copied into the store.")],
-    workers: Annotated[int, typer.Option(min=0, help="Workers to start.")] = 1,
+    archive: Annotated[
+        Path, typer.Argument(help="A .mar file, copied into the store; or one that is there.")
+    ],
+    workers: Annotated[int, typer.Option(min=1, help="Workers to start.")] = 1,
+    force: Annotated[bool, typer.Option("--force", help="Also more workers than fit.")] = False,
     store: Annotated[
         Path | None, typer.Option(help="The server's store, where the server is not one of ours.")
     ] = None,
@@ -94,6 +98,7 @@ def register_model(
     """
     from marwright.server import register
 
+    check_workers(workers, force=force)
     version = register(client, archive, workers=workers, store=store)
     default = client.models.describe(version.name).version
     _print_versions([version], default, as_json=as_json)
@@ -106,9 +111,11 @@ def scale_model(
     name: Name,
     workers: Annotated[int, typer.Argument(min=0, help="Workers the version shall have.")],
     version: Annotated[str | None, typer.Option(help="Version; the default if not given.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Also more workers than fit.")] = False,
     as_json: Json = False,
 ) -> None:
     """Set how many workers a version has."""
+    check_workers(workers, force=force)
     scaled = client.models.scale(name, workers, version=version)
     default = client.models.describe(name).version
     _print_versions([scaled], default, as_json=as_json)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
@@ -13,7 +14,10 @@ import typer
 if TYPE_CHECKING:
     from marwright.client import Client
 
-__all__ = ["Json", "Store", "with_client"]
+__all__ = ["check_workers", "Json", "Store", "with_client"]
+
+WORKERS_PER_CORE = 4
+"""More of them only wait for one another."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Store = Annotated[Path, typer.Option(help="Folder of archives.")]
@@ -70,7 +74,12 @@ def _connect(
     key_file: Annotated[
         Path | None, typer.Option(help="Its key_file.json, where tokens are on.")
     ] = None,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for an answer.")] = 30.0,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            min=0.1, help="Seconds to wait; 30 for an answer, 300 for workers where not given."
+        ),
+    ] = None,
 ) -> Client:
     """Return a client of the server that the options name, or of the only one that runs here."""
     from marwright.client import Client, Endpoint
@@ -80,12 +89,37 @@ def _connect(
     if inference_url is None and management_url is None:
         if key_file is not None:
             raise UsageError("--key-file goes with --inference-url or --management-url")
-        return Client(find_endpoint(server), timeout=timeout)
+        endpoint = find_endpoint(server)
+        return Client(endpoint, timeout=timeout or 30.0, start_timeout=timeout or 300.0)
     if server is not None:
         raise UsageError("--server and addresses exclude each other", remedy="pass one of them")
     endpoint = Endpoint(
-        inference_url=inference_url or "http://127.0.0.1:8080",
-        management_url=management_url or "http://127.0.0.1:8081",
+        inference_url=_check_url(inference_url),
+        management_url=_check_url(management_url),
         key_file=key_file,
     )
-    return Client(endpoint, timeout=timeout)
+    return Client(endpoint, timeout=timeout or 30.0, start_timeout=timeout or 300.0)
+
+
+def check_workers(workers: int, *, force: bool) -> None:
+    """Refuse a number of workers that would bring this machine down, unless it is meant."""
+    from marwright.errors import UsageError
+
+    cores = os.cpu_count() or 1
+    if workers > WORKERS_PER_CORE * cores and not force:
+        raise UsageError(
+            f"{workers} workers would share {cores} cores",
+            expected=f"at most {WORKERS_PER_CORE * cores}",
+            remedy="pass --force if that is meant; each takes some 200 MB",
+        )
+
+
+def _check_url(url: str | None) -> str:
+    """Return an address, or "" where none is given; Transport refuses calls to that API."""
+    from marwright.errors import UsageError
+
+    if url is not None and not url.startswith(("http://", "https://")):
+        raise UsageError(
+            "no such address is possible", expected="http://HOST:PORT", found=repr(url)
+        )
+    return url or ""

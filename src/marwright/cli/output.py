@@ -26,14 +26,17 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> Non
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="", show_header=any(headers))
     for header in headers:
         table.add_column(header, overflow="fold")
     for row in rows:
         table.add_row(*(str(cell) for cell in row))
     # A pipe has no width: whoever reads it wants each row in one line.
     console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 240)
-    console.print(table)
+    with console.capture() as capture:
+        console.print(table)
+    lines = [line.rstrip() for line in capture.get().splitlines()]
+    print("\n".join(line for line in lines if line))
 
 
 def say(text: str) -> None:

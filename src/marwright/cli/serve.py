@@ -44,17 +44,21 @@ def serve(
 ) -> None:
     """Serve archives in the foreground, until Ctrl-C.
 
-    Ctrl-C or SIGTERM stops the server and everything it started.
+    Ctrl-C or SIGTERM stops the server and everything it started. Of several versions of a model
+    the lowest is the default, unless archives are named: then the first.
     """
     from marwright.server import Ports, TorchServe
     from marwright.server.properties import DEFAULTS, read_properties
-    from marwright.server.registry import announce
+    from marwright.server.registry import announce, check_name
+    from marwright.server.torchserve import list_archives
 
     if config is None and Path("config.properties").is_file():
         config = Path("config.properties")
     properties = {**DEFAULTS, **(read_properties(config) if config else {})}
     names = [Path(archive).name for archive in archives or ()]
-    names = names or sorted(path.name for path in store.glob("*.mar"))
+    if name is not None:
+        check_name(name)
+    names = names or list_archives(store)
     server = TorchServe(
         store,
         models=names,
@@ -68,7 +72,11 @@ def serve(
         name = name or server.endpoint.inference_url.rsplit(":", 1)[1]
         with announce(name, server.run_folder):
             _print_ready(server, name, as_json=as_json)
-            status = server.wait()
+            try:
+                status = server.wait()
+            except (KeyboardInterrupt, SystemExit):  # Ctrl-C and SIGTERM: how it is meant to end
+                say("stopping")
+                return
             raise server.describe_death(status)
 
 
@@ -87,4 +95,12 @@ def _print_ready(server: TorchServe, name: str, *, as_json: bool) -> None:
         print(json.dumps(facts, default=str), flush=True)
         return
     print_table(["", ""], [[key.replace("_", " "), value] for key, value in facts.items()])
-    say("serving; Ctrl-C stops")
+    models = server.client.models
+    defaults = {model.name: models.describe(model.name).version for model in models.list()}
+    versions = [
+        [name, item.version, "yes" if item.version == default else "", item.ready_workers]
+        for name, default in defaults.items()
+        for item in models.versions(name)
+    ]
+    print_table(["model", "version", "default", "ready workers"], versions)
+    say("serving; Ctrl-C or SIGTERM stops")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -37,7 +38,7 @@ def train(
     """
     from marwright.errors import UsageError
 
-    if out.exists() and not force:
+    if out.is_dir() and any(out.iterdir()) and not force:
         raise UsageError(f"{out} exists", remedy="choose another --out, or pass --force")
     say("loading torch")
     from marwright.training.loop import Settings
@@ -73,8 +74,11 @@ def train_with_bar(
         task = bar.add_task(title, total=None, facts="")
 
         def show(done: int, total: int, loss: float, accuracy: float) -> None:
-            facts = f"loss {loss:.3f}  val acc {accuracy:.3f}"
+            known = "-" if math.isnan(accuracy) else f"{accuracy:.3f}"
+            facts = f"loss {loss:.3f}  val acc {known}"
             bar.update(task, completed=done, total=total, facts=facts)
+            if bar.disable and (done * 5 // total) > ((done - 1) * 5 // total):
+                say(f"{title}  {done} of {total} steps  {facts}")  # five lines for a log file
 
         run: Run = train_run(out, dataset=dataset, settings=settings, force=force, progress=show)
         return run

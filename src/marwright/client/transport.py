@@ -23,6 +23,7 @@ from marwright.errors import (
     OverloadedError,
     RequestTimeoutError,
     TokenRejectedError,
+    UsageError,
 )
 
 __all__ = ["Transport"]
@@ -38,7 +39,7 @@ _ERRORS: dict[str, tuple[type[AnswerError], str]] = {
     "ModelNotFoundException": (ModelNotFoundError, "see what is there: marwright models list"),
     "ModelVersionNotFoundException": (
         ModelNotFoundError,
-        "see which versions there are: marwright models show",
+        "see which versions there are: marwright models show NAME",
     ),
     "ConflictStatusException": (ConflictError, "unregister it first, or register another version"),
     "ServiceUnavailableException": (
@@ -114,6 +115,11 @@ class Transport:
         timeout: float | None,
         body: Mapping[str, Any],
     ) -> requests.Response:
+        if not self._url:
+            raise UsageError(
+                f"the server's {self._purpose} address is not known",
+                remedy=f"pass --{self._purpose}-url http://HOST:PORT",
+            )
         url = self._url + path
         options = dict(body)
         headers = dict(options.pop("headers", None) or {})
@@ -198,11 +204,13 @@ def _translate(response: requests.Response, request: str) -> AnswerError:
     if not isinstance(problem, dict):
         problem = {}
     if "type" in problem and "message" in problem and "code" in problem:
-        message = " ".join(str(problem["message"]).split())
+        # The first sentence: some go on about features that were not asked for.
+        message = " ".join(str(problem["message"]).split()).split(". ")[0]
         kind, remedy = _ERRORS.get(str(problem["type"]), (AnswerError, ""))
         return kind(f"{message} ({status})", status=status, body=body, remedy=remedy)
     text = str(problem.get("detail") or body[:200].decode("utf-8", "replace") or response.reason)
     if status in {429, 503}:
         return OverloadedError(f"{request} answered {status}: {text}", status=status, body=body)
     kind = InputRejectedError if 400 <= status < 500 else AnswerError
-    return kind(f"{request} answered {status}: {text}", status=status, body=body)
+    remedy = "send less, or raise max_request_size or the handler's limits" if status == 413 else ""
+    return kind(f"{request} answered {status}: {text}", status=status, body=body, remedy=remedy)

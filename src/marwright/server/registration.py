@@ -42,8 +42,10 @@ def register(
         ModelLoadError: a worker died while loading; nothing stays registered.
     """
     endpoint = client.endpoint
-    manifest = Archive.open(archive).manifest
     store = store or endpoint.model_store
+    if store is not None and archive.parent == Path() and not archive.exists():
+        archive = store / archive  # a bare name, as TorchServe takes them
+    manifest = Archive.open(archive).manifest
     if store is None:
         raise ServerError(
             "the server's store is not known here", remedy="pass --store, where archives are read"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from marwright.client import Endpoint
 from marwright.errors import NoServerError, UsageError
 from marwright.storage import translate_os_errors
 
-__all__ = ["announce", "find_endpoint", "list_servers"]
+__all__ = ["announce", "check_name", "find_endpoint", "list_servers"]
 
 _log = logging.getLogger(__name__)
 
@@ -32,13 +33,8 @@ def announce_folder() -> Path:
 
 @contextlib.contextmanager
 def announce(name: str, run_folder: Path) -> Iterator[None]:
-    """Let other commands find the server under `name` while the block runs.
-
-    Raises:
-        UsageError: the name cannot be a file's.
-    """
-    if not name or Path(name).name != name or "\0" in name:
-        raise UsageError("no such server name is possible", found=repr(name))
+    """Let other commands find the server under `name` while the block runs; see check_name."""
+    check_name(name)
     folder = announce_folder()
     link = folder / f"{name}.json"
     with translate_os_errors(f"write {link}"):
@@ -53,6 +49,18 @@ def announce(name: str, run_folder: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):
             if link.readlink() == run_folder / "endpoint.json":
                 link.unlink()
+
+
+def check_name(name: str) -> None:
+    """Raise UsageError for a name that no file can have, or that a running server has."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+        raise UsageError(
+            "no such server name is possible",
+            expected="letters, digits, '_', '-' or '.', beginning with a letter or digit",
+            found=repr(name),
+        )
+    if name in list_servers():
+        raise UsageError(f"a server {name} runs already", remedy="choose another --name")
 
 
 def list_servers() -> dict[str, Endpoint]:
@@ -89,5 +97,5 @@ def find_endpoint(name: str | None = None) -> Endpoint:
     raise NoServerError(
         "no server runs here" if name is None else f"no server {name} runs here",
         found=f"servers: {names}",
-        remedy="start one: marwright serve",
+        remedy="choose one with --server NAME" if servers else "start one: marwright serve",
     )

@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -36,7 +38,7 @@ from marwright.server.properties import DEFAULTS, render_properties
 from marwright.server.worker_log import read_failures, read_tail
 from marwright.storage import translate_os_errors
 
-__all__ = ["TorchServe"]
+__all__ = ["list_archives", "TorchServe"]
 
 GRACE_SECONDS = 10.0
 """How long the server may take to stop by itself."""
@@ -78,6 +80,7 @@ class TorchServe:
         self._logs = logs
         self._guard: subprocess.Popen[bytes] | None = None
         self._client: Client | None = None
+        self._expected = self._read_archives()
         self.run_folder = Path()
         self.ready_seconds = 0.0
         """From the start of the process to the last worker READY."""
@@ -122,13 +125,12 @@ class TorchServe:
         """Start the server and wait for its models; see the class for what is raised."""
         if self._guard is not None:
             raise ServerError("the server is running", remedy="stop() it first")
-        expected = self._read_archives()
         for attempt in range(1, PORT_TRIES + 1):
             ports = self._wanted_ports or Ports.find_free()
             ports.check_free()
             try:
                 self._launch(ports)
-                self._wait_until_ready(expected, time.monotonic() + self.timeout)
+                self._wait_until_ready(self._expected, time.monotonic() + self.timeout)
                 return
             except PortTakenError:
                 # Between finding a free port and the server's bind another process took it.
@@ -292,7 +294,7 @@ class TorchServe:
                     f"the server did not start within {self.timeout:g} s",
                     expected=goal,
                     found=doubt,
-                    remedy="raise --timeout, or read the log's last lines below",
+                    remedy="raise --timeout, or see the log's last lines below, if there are any",
                     detail=read_tail(self.log_file),
                 )
             time.sleep(POLL_SECONDS)
@@ -312,6 +314,12 @@ class TorchServe:
                 remedy="start again, or pass --free-ports",
                 detail=tail.strip(),
             )
+        if status == -signal.SIGKILL:
+            return ServerDiedError(
+                "the server was killed (SIGKILL)",
+                remedy="if nobody did, memory ran out: give it fewer workers or more memory",
+                detail=tail.strip(),
+            )
         return ServerDiedError(
             f"the server ended with status {status}",
             remedy="its last lines are below",
@@ -321,6 +329,24 @@ class TorchServe:
     def _check_workers(self) -> None:
         for failure in read_failures(self.log_file, offset=self._log_offset):
             raise failure.to_error()
+
+
+def list_archives(store: Path) -> list[str]:
+    """Return the file names of a store's archives, the lowest version of a model first.
+
+    TorchServe makes the first version that it loads the default one.
+    """
+    manifests = {path.name: Archive.open(path).manifest for path in sorted(store.glob("*.mar"))}
+    return sorted(
+        manifests,
+        key=lambda file: (
+            manifests[file].name,
+            [
+                (part.isdigit(), int(part) if part.isdigit() else 0, part)
+                for part in re.split(r"[._-]", manifests[file].version)
+            ],
+        ),
+    )
 
 
 def _make_run_folder() -> Path:
