@@ -65,18 +65,26 @@ def test_models_are_listed_shown_and_scaled(marwright: Command, server: TorchSer
         (["models", "list", "--inference-url", "http://127.0.0.1:9"], 2, "pass --management-url"),
         (["models", "list", "--management-url", "localhost"], 2, "expected http://HOST:PORT"),
         (["serve", "--name", "a/b"], 2, "no such server name"),
+        (
+            ["models", "scale", "cnn", "500", "--management-url", "http://127.0.0.1:9"],
+            2,
+            "500 work",
+        ),
+        (["train", "--force", "--out", "."], 1, "something else than a run"),
         (["serve", "--store", "absent"], 1, "there is no store"),
     ],
 )
 def test_a_mistake_gets_one_line_and_its_status(
     marwright: Command, tmp_path: Path, arguments: list[str], status: int, text: str
 ) -> None:
+    (tmp_path / "mine.txt").touch()
     answer = marwright(
         *arguments, cwd=tmp_path, env={**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)}
     )
     assert (answer.returncode, text in answer.stderr) == (status, True), answer.stderr
     assert "Traceback" not in answer.stderr
     assert not (tmp_path / "r").exists()
+    assert (tmp_path / "mine.txt").exists()
 
 
 def test_the_demo_goes_the_whole_way_and_leaves_nothing_running(

@@ -22,6 +22,7 @@ from marwright.errors import (
     ServerError,
 )
 from marwright.server import Ports, TorchServe, register
+from marwright.server.torchserve import list_archives
 
 pytestmark = pytest.mark.server
 
@@ -144,6 +145,20 @@ def test_broken_archives_doubles_and_absent_stores_are_told_before_the_start(
     for kind, folder, models in cases:
         with pytest.raises(kind):
             TorchServe(folder, models=models).start()
+
+
+def test_a_killed_server_is_told_from_one_that_ended(packed: Packed) -> None:
+    with TorchServe(packed.path.parent, models=["cnn.mar"]) as server:
+        java = [p for p in find_processes(server.run_folder) if "java" in psutil.Process(p).name()]
+        os.kill(java[0], signal.SIGKILL)
+        error = server.describe_death(server.wait())
+    assert "the server was killed (SIGKILL); if nobody did, memory ran out" in str(error)
+
+
+def test_the_lowest_version_of_a_store_comes_first(run: Run, tmp_path: Path) -> None:
+    for version in ("10.0", "2.0"):
+        pack_run(run, out=tmp_path / f"cnn-{version}.mar", version=version)
+    assert list_archives(tmp_path) == ["cnn-2.0.mar", "cnn-10.0.mar"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
