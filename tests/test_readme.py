@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -8,6 +9,14 @@ from pathlib import Path
 import pytest
 
 from marwright.archive import Run
+
+
+def test_the_figures_are_those_of_the_last_measurement(root: Path) -> None:
+    measured = json.loads((root / "benchmarks/results/way.json").read_text("utf-8"))
+    readme = (root / "README.md").read_text("utf-8")
+    demo, boot = measured["demo"], measured["boot"]
+    assert f"{demo['total_seconds']} s, of which training {demo['train_seconds']} s" in readme
+    assert f"{boot['ratio']} times" in readme
 
 
 @pytest.mark.server
