@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
 import socket
 import subprocess
 import sys
@@ -75,6 +77,21 @@ def encode() -> Callable[..., bytes]:
         return buffer.getvalue()
 
     return encode_image
+
+
+@pytest.fixture(scope="session")
+def umask() -> Callable[[int], contextlib.AbstractContextManager[None]]:
+    """Return a context manager that sets the umask and puts it back."""
+
+    @contextlib.contextmanager
+    def set_umask(mask: int) -> Iterator[None]:
+        before = os.umask(mask)
+        try:
+            yield
+        finally:
+            os.umask(before)
+
+    return set_umask
 
 
 @pytest.fixture

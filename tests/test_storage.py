@@ -5,8 +5,8 @@ import os
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -14,18 +14,11 @@ import pytest
 from marwright.errors import MarwrightError, NotReadyError, StorageError
 from marwright.storage import translate_os_errors, write_file, write_folder
 
+Umask = Callable[[int], AbstractContextManager[None]]
+
 
 class _StoppedError(Exception):
     pass
-
-
-@contextmanager
-def umask(mask: int) -> Iterator[None]:
-    before = os.umask(mask)
-    try:
-        yield
-    finally:
-        os.umask(before)
 
 
 def list_names(folder: Path) -> list[str]:
@@ -150,7 +143,7 @@ def test_a_file_does_not_replace_a_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
-def test_the_umask_decides_who_may_read(tmp_path: Path, mask: int, mode: int) -> None:
+def test_the_umask_decides_who_may_read(umask: Umask, tmp_path: Path, mask: int, mode: int) -> None:
     with umask(mask):
         with write_file(tmp_path / "file"):
             pass

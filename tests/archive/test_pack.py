@@ -7,8 +7,8 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +22,12 @@ from marwright.errors import ArchiveError, HandlerError, StorageError, UsageErro
 HANDLER = "def handle(data, context): ...\n"
 
 
+Umask = Callable[[int], AbstractContextManager[None]]
+
+
 @pytest.fixture(autouse=True)
 def _unset_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SOURCE_DATE_EPOCH", raising=False)
-
-
-@contextmanager
-def umask(mask: int) -> Iterator[None]:
-    before = os.umask(mask)
-    try:
-        yield
-    finally:
-        os.umask(before)
 
 
 def read_members(path: Path) -> dict[str, bytes]:
@@ -61,7 +55,7 @@ def pack_small(folder: Path, run: Run, **options: Any) -> Packed:
 
 
 def test_two_packs_of_one_run_are_identical(
-    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+    umask: Umask, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with umask(0o022):
         first = pack_run(run, out=tmp_path / "a")
@@ -344,7 +338,9 @@ def test_a_folder_in_the_place_of_the_archive_stays(tmp_path: Path, run: Run) ->
     assert [path.name for path in (tmp_path / "store").iterdir()] == ["m.mar"]
 
 
-def test_an_archive_is_readable_by_whom_the_umask_allows(tmp_path: Path, run: Run) -> None:
+def test_an_archive_is_readable_by_whom_the_umask_allows(
+    umask: Umask, tmp_path: Path, run: Run
+) -> None:
     with umask(0o027):
         packed = pack_small(tmp_path, run)
     assert packed.path.stat().st_mode & 0o777 == 0o640
