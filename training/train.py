@@ -6,6 +6,7 @@ Run as `marwright train`, or `python -m marwright.training.train --help`.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import sys
 import time
@@ -158,7 +159,10 @@ def _write_model(folder: Path, trained: _Trained) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit, TorchServe's own format
         scripted = torch.jit.script(trained.model.eval())
-        torch.jit.save(scripted, str(folder / MODEL_NAME))
+        # Into memory first: on a full disk torch's own writer ends the process (std::terminate).
+        buffer = io.BytesIO()
+        torch.jit.save(scripted, buffer)
+    (folder / MODEL_NAME).write_bytes(buffer.getvalue())
 
 
 def _predict_test(folder: Path, trained: _Trained) -> torch.Tensor:

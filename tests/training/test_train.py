@@ -241,3 +241,21 @@ def test_force_never_replaces_a_folder_that_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="something else than a run"):
         train_run(tmp_path, settings=QUICK, force=True)
     assert (tmp_path / "thesis.txt").read_text("utf-8") == "three years"
+
+
+def test_a_full_disk_ends_in_one_error_and_leaves_nothing(tmp_path: Path) -> None:
+    program = (
+        "import resource, signal, sys; from pathlib import Path\n"
+        "from marwright.training.train import main\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        "sys.exit(main(['--out', sys.argv[1], '--epochs', '1', '--batch-size', '256']))\n"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (answer.returncode, "error: cannot write" in answer.stderr) == (1, True), answer.stderr
+    assert not list(tmp_path.iterdir())
