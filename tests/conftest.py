@@ -16,7 +16,6 @@ from PIL import Image
 
 from marwright.archive import Packed, Run, pack_run
 from marwright.server import TorchServe
-from marwright.server.java import find_java
 
 ROOT = Path(__file__).parents[1]
 HANDLERS = ROOT / "handlers"
@@ -121,14 +120,3 @@ def marwright() -> Callable[..., subprocess.CompletedProcess[str]]:
         )
 
     return run_command
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip server tests, with the reason, where no Java can run TorchServe."""
-    try:
-        find_java()
-    except Exception as exc:
-        reason = pytest.mark.skip(reason=str(exc))
-        for item in items:
-            if "server" in getattr(item, "fixturenames", ()) or item.get_closest_marker("server"):
-                item.add_marker(reason)

@@ -12,6 +12,7 @@ import importlib.util
 from pathlib import Path
 
 import torch
+from torch import library
 
 _SCHEMAS = {
     "torchvision::nms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -24,9 +25,9 @@ def has_native_operators() -> bool:
     spec = importlib.util.find_spec("torchvision")
     if spec is None or spec.origin is None:
         return False
-    for library in Path(spec.origin).parent.glob("_C.*"):
+    for extension in Path(spec.origin).parent.glob("_C.*"):
         try:
-            torch.ops.load_library(str(library))
+            torch.ops.load_library(str(extension))
         except OSError:
             return False
     return hasattr(torch.ops.torchvision, "nms")
@@ -34,7 +35,7 @@ def has_native_operators() -> bool:
 
 if not has_native_operators():
     for _name, _schema in _SCHEMAS.items():
-        torch.library.define(_name, _schema)
+        library.define(_name, _schema)
 
 from torchvision.transforms import v2 as transforms  # noqa: E402 - the schemas have to come first
 

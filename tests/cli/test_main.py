@@ -71,6 +71,7 @@ def test_models_are_listed_shown_and_scaled(marwright: Command, server: TorchSer
             "500 work",
         ),
         (["train", "--force", "--out", "."], 1, "something else than a run"),
+        (["serve", "elsewhere/cnn.mar"], 2, "is not in the store"),
         (["serve", "--store", "absent"], 1, "there is no store"),
     ],
 )
@@ -121,3 +122,19 @@ def test_the_shell_completes_commands() -> None:
         [command], env={**os.environ, **asked}, capture_output=True, text=True, check=False
     )
     assert answer.stdout.split() == ["models"]
+
+
+def test_what_serve_does_not_take_from_a_configuration_is_told(
+    marwright: Command, tmp_path: Path, taken_port: int
+) -> None:
+    lines = [
+        "model_store=/srv",
+        "load_models=all",
+        f"inference_address=http://0.0.0.0:{taken_port}",
+    ]
+    (tmp_path / "config.properties").write_text("\n".join(lines), encoding="utf-8")
+    (tmp_path / "model_store").mkdir()
+    answer = marwright("serve", cwd=tmp_path)
+    assert answer.returncode == 1  # the port is taken: nothing was started
+    for key in ("model_store", "load_models", "inference_address"):
+        assert f"note: {key} of config.properties is not used" in answer.stderr

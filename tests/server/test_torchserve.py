@@ -105,6 +105,7 @@ def test_a_failed_registration_leaves_nothing_registered(
     with pytest.raises(ModelLoadError, match="broken weights"):
         register(server.client, store / "bad.mar")
     assert [model.name for model in server.client.models.list()] == ["cnn"]
+    assert not (server.store / "bad.mar").exists()
 
 
 def test_a_taken_port_is_named_before_anything_starts(packed: Packed, taken_port: int) -> None:
@@ -145,6 +146,33 @@ def test_broken_archives_doubles_and_absent_stores_are_told_before_the_start(
     for kind, folder, models in cases:
         with pytest.raises(kind):
             TorchServe(folder, models=models).start()
+
+
+def test_a_killed_guard_does_not_leave_the_server_behind(packed: Packed) -> None:
+    with TorchServe(packed.path.parent, models=["cnn.mar"]) as server:
+        assert server._guard is not None
+        server._guard.kill()
+        server._guard.wait()
+        assert find_processes(server.run_folder)
+    deadline = time.monotonic() + 10
+    while find_processes(server.run_folder) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not find_processes(server.run_folder)
+    assert not server.run_folder.exists()
+
+
+def test_an_interrupt_before_the_guard_starts_leaves_no_folder(
+    packed: Packed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    server = TorchServe(packed.path.parent)
+    monkeypatch.setattr("subprocess.Popen", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        server.start()
+    assert server.run_folder.name.startswith("marwright-")  # it was made
+    assert not server.run_folder.exists()
 
 
 def test_a_killed_server_is_told_from_one_that_ended(packed: Packed) -> None:

@@ -27,6 +27,8 @@ __all__ = ["run_demo"]
 NAME = "cnn"
 EPOCHS = {"1.0": 15, "2.0": 20}
 """The second version learns longer on the same split."""
+SWITCHES = ["1.0", "2.0", "1.0"]
+"""Which version is to answer before, after, and back."""
 TOLERANCE = 1e-4
 """Between a served probability and the same one computed in this process."""
 
@@ -83,7 +85,6 @@ def run_demo(
     ),
     as_json: Json = False,
 ) -> None:
-    """Train, pack, serve, predict and switch versions, and leave nothing running."""
     """Go the whole way once, on real scans.
 
     Trains, packs, serves, predicts and switches versions on a real TorchServe, and leaves nothing
@@ -125,7 +126,7 @@ def run_demo(
         total_seconds=round(time.perf_counter() - started, 1),
     )
     _print_outcome(outcome, list(packed.values()), as_json=as_json)
-    if not expected["1.0"].matches(served) or switched != ["1.0", "2.0", "1.0"]:
+    if not expected["1.0"].matches(served) or switched != SWITCHES:
         say("error: the server's answers are not those of the models in this process")
         raise typer.Exit(1)
 
@@ -161,12 +162,12 @@ def _predict_here(run: Run, scans: list[Image]) -> Expected:
     )
 
 
-def _ask(client: Client, scans: list[Image], *, title: str, version: str | None = None) -> Served:
+def _ask(client: Client, scans: list[Image], *, title: str) -> Served:
     """Send each scan as PNG, one after the other."""
     labels, probabilities, seconds = [], [], []
     with make_progress() as bar:
         for scan in bar.track(_encode(scans), description=f"  {title}"):
-            answer = client.predict(NAME, scan, version=version)
+            answer = client.predict(NAME, scan)
             label, probability = next(iter(answer.json().items()))
             labels.append(label)
             probabilities.append(probability)
@@ -224,6 +225,7 @@ def _print_outcome(outcome: Outcome, packed: list[Packed], *, as_json: bool) -> 
         return
     accuracy = ", ".join(f"{name}: {value:.4f}" for name, value in outcome.test_accuracy.items())
     equal = "equal" if outcome.served_accuracy == outcome.in_process_accuracy else "NOT equal"
+    followed = "followed" if outcome.version_switch == SWITCHES else "did NOT follow"
     rows: list[tuple[str, str]] = [("test accuracy", accuracy)]
     for item in packed:
         rows.append((f"archive {item.version}", f"{item.path}, {item.size_bytes:,} bytes"))
@@ -237,7 +239,7 @@ def _print_outcome(outcome: Outcome, packed: list[Packed], *, as_json: bool) -> 
             f"{outcome.in_process_accuracy:.4f} ({equal})",
         ),
         ("request p50, p99", f"{outcome.p50_ms} ms, {outcome.p99_ms} ms"),
-        ("version switch", " -> ".join(outcome.version_switch) + ", answers followed"),
+        ("version switch", " -> ".join(outcome.version_switch) + f", answers {followed}"),
         (
             "seconds",
             f"{outcome.total_seconds} in all, {outcome.train_seconds} of them training",

@@ -10,11 +10,19 @@ import typer
 
 from marwright.cli.options import Json, Store
 from marwright.cli.output import print_table, say
+from marwright.errors import UsageError
 
 if TYPE_CHECKING:
     from marwright.server import TorchServe
 
 __all__ = ["serve"]
+
+OVERRIDDEN = {
+    "load_models": "name the archives on the command line",
+    "model_store": "pass --store",
+    "workflow_store": "an empty private folder is used",
+}
+"""Keys of a config.properties that the command line decides."""
 
 
 def serve(
@@ -54,11 +62,11 @@ def serve(
 
     if config is None and Path("config.properties").is_file():
         config = Path("config.properties")
-    properties = {**DEFAULTS, **(read_properties(config) if config else {})}
-    names = [Path(archive).name for archive in archives or ()]
+    given = read_properties(config) if config else {}
+    properties = {**DEFAULTS, **given}
     if name is not None:
         check_name(name)
-    names = names or list_archives(store)
+    names = [_find_in_store(archive, store) for archive in archives or ()] or list_archives(store)
     server = TorchServe(
         store,
         models=names,
@@ -67,6 +75,11 @@ def serve(
         timeout=timeout,
         logs=logs,
     )
+    for key in sorted(given.keys() & set(OVERRIDDEN)):
+        say(f"note: {key} of {config} is not used: {OVERRIDDEN[key]}")
+    for key, value in Ports.from_properties(properties).to_properties().items():
+        if key.endswith("_address") and given.get(key, value) != value:
+            say(f"note: {key} of {config} is not used: the server listens on loopback, at {value}")
     say(f"starting TorchServe with {', '.join(names) or 'no models'}")
     with server:
         name = name or server.endpoint.inference_url.rsplit(":", 1)[1]
@@ -78,6 +91,17 @@ def serve(
                 say("stopping")
                 return
             raise server.describe_death(status)
+
+
+def _find_in_store(archive: str, store: Path) -> str:
+    """Return an archive's file name in the store; it may be given as a name or as a path."""
+    path = Path(archive)
+    if path.parent != Path() and path.parent.resolve() != store.resolve():
+        raise UsageError(
+            f"{archive} is not in the store {store}",
+            remedy=f"pass --store {path.parent}, or register it with the running server",
+        )
+    return path.name
 
 
 def _print_ready(server: TorchServe, name: str, *, as_json: bool) -> None:

@@ -37,6 +37,8 @@ def main() -> None:
         signal.signal(number, lambda *_: None)  # each wakes select() through the pipe
     server = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
     try:
+        # For the parent, in case this process is killed: then it has to end the group.
+        (Path(folder) / "server_pid").write_text(str(server.pid), encoding="ascii")
         _wait(server.pid, wake, Path(folder))
     finally:
         _end_group(server.pid, float(grace))

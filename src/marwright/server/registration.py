@@ -39,7 +39,7 @@ def register(
         ArchiveError: it is broken; the server was not asked.
         UsageError: the store holds another archive of this file name.
         ConflictError: this version is registered already.
-        ModelLoadError: a worker died while loading; nothing stays registered.
+        ModelLoadError: a worker died while loading; nothing stays registered, nor in the store.
     """
     endpoint = client.endpoint
     store = store or endpoint.model_store
@@ -50,20 +50,22 @@ def register(
         raise ServerError(
             "the server's store is not known here", remedy="pass --store, where archives are read"
         )
-    _bring_into_store(archive.resolve(), store)
+    copied = _bring_into_store(archive.resolve(), store)
     log = endpoint.log_file
     offset = log.stat().st_size if log is not None and log.exists() else 0
     try:
-        client.models.register(archive.name, workers=workers)
-    except (ConflictError, ModelNotFoundError):
-        raise
+        registered = client.models.register(archive.name, workers=workers)
     except AnswerError as exc:
+        if copied:  # else the next `marwright serve` of the whole store would stumble over it
+            (store / archive.name).unlink(missing_ok=True)
+        if isinstance(exc, (ConflictError, ModelNotFoundError)):
+            raise
         _forget(client, manifest.name, manifest.version)
         failure = _wait_for_failure(log, offset, manifest) if log is not None else None
         if failure is None:
             raise
         raise failure.to_error() from exc
-    return client.models.describe(manifest.name, manifest.version)
+    return registered or client.models.describe(manifest.name, manifest.version)
 
 
 def _wait_for_failure(log: Path, offset: int, manifest: Manifest) -> WorkerFailure | None:
@@ -77,18 +79,20 @@ def _wait_for_failure(log: Path, offset: int, manifest: Manifest) -> WorkerFailu
     return None
 
 
-def _bring_into_store(archive: Path, store: Path) -> None:
+def _bring_into_store(archive: Path, store: Path) -> bool:
+    """Copy an archive into the store where it is not there yet; return whether it was copied."""
     target = store / archive.name
     if target.exists():
         if target.samefile(archive) or filecmp.cmp(target, archive, shallow=False):
-            return
+            return False
         raise UsageError(
             f"the store holds another {archive.name}",
             found=str(target),
             remedy="give this archive a file name of its own, such as cnn-2.0.mar",
         )
-    with archive.open("rb") as source, write_file(target) as stream:
+    with write_file(target) as stream, archive.open("rb") as source:
         shutil.copyfileobj(source, stream, 1 << 20)
+    return True
 
 
 def _forget(client: Client, name: str, version: str) -> None:

@@ -43,6 +43,8 @@ __all__ = ["list_archives", "TorchServe"]
 GRACE_SECONDS = 10.0
 """How long the server may take to stop by itself."""
 POLL_SECONDS = 0.05
+NO_FOLDER = Path()
+"""The run folder of a server that was not started yet."""
 LONGEST_FOLDER = 80
 """Characters: worker sockets lie below it, and a Unix socket's path ends at 107."""
 PORT_TRIES = 3
@@ -81,7 +83,7 @@ class TorchServe:
         self._guard: subprocess.Popen[bytes] | None = None
         self._client: Client | None = None
         self._expected = self._read_archives()
-        self.run_folder = Path()
+        self.run_folder = NO_FOLDER
         self.ready_seconds = 0.0
         """From the start of the process to the last worker READY."""
 
@@ -147,16 +149,23 @@ class TorchServe:
             self._client.close()
             self._client = None
         guard, self._guard = self._guard, None
-        if guard is None:
-            return
-        if guard.stdin is not None:
-            guard.stdin.close()  # the guard now ends the group
-        try:
-            guard.wait(timeout=GRACE_SECONDS + 10)
-        except subprocess.TimeoutExpired:
-            guard.kill()
-            guard.wait()
-        shutil.rmtree(self.run_folder, ignore_errors=True)
+        if guard is not None:
+            if guard.stdin is not None:
+                guard.stdin.close()  # the guard now ends the group
+            try:
+                guard.wait(timeout=GRACE_SECONDS + 10)
+            except subprocess.TimeoutExpired:
+                guard.kill()
+                guard.wait()
+        if self.run_folder != NO_FOLDER:
+            self._end_orphans()
+            shutil.rmtree(self.run_folder, ignore_errors=True)
+
+    def _end_orphans(self) -> None:
+        """End a server whose guard was killed; a guard that ends in order removes the file."""
+        with contextlib.suppress(OSError, ValueError):
+            group = int((self.run_folder / "server_pid").read_text(encoding="ascii"))
+            os.killpg(group, signal.SIGKILL)
 
     def wait(self) -> int:
         """Block until the server ends by itself; return its exit status."""
