@@ -39,10 +39,11 @@ def translate_os_errors(doing: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def write_file(path: Path) -> Iterator[IO[bytes]]:
+def write_file(path: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
     """Yield a temporary file beside `path` that takes its name once the block ends well.
 
     Readers see the old file or the new one, never half of one; a failure leaves the old as it was.
+    `durable` waits until the disk has the bytes, so that this holds after a power failure too.
     """
     with translate_os_errors(f"write {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,7 +53,8 @@ def write_file(path: Path) -> Iterator[IO[bytes]]:
             with os.fdopen(descriptor, "wb") as stream:
                 yield stream
                 stream.flush()
-                os.fsync(stream.fileno())
+                if durable:
+                    os.fsync(stream.fileno())
             temporary.chmod(0o666 & ~_read_umask())  # mkstemp's 0600 is not what others expect
             temporary.replace(path)
         except BaseException:

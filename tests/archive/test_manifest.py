@@ -7,7 +7,7 @@ import pytest
 
 from marwright.archive import Manifest
 from marwright.archive.manifest import format_creation_time
-from marwright.errors import ArchiveError, UsageError
+from marwright.errors import ArchiveError
 
 
 def write_manifest(**model: Any) -> bytes:
@@ -40,11 +40,15 @@ def test_an_old_manifest_without_a_version_has_version_1() -> None:
 
 
 @pytest.mark.parametrize("name", ["", "-m", ".m", "a b", "a/b", "../a", "é", "m\n", "m?"])
-def test_names_that_no_url_can_carry_are_refused(name: str) -> None:
-    with pytest.raises(UsageError, match="model name"):
+def test_a_name_that_no_url_can_carry_is_refused(name: str) -> None:
+    with pytest.raises(ArchiveError, match="model name"):
         Manifest(name, "1.0", "h.py")
-    with pytest.raises(UsageError, match="model version"):
-        Manifest("m", name, "h.py")
+
+
+@pytest.mark.parametrize("version", ["", "a b", "a/b", "../a", "m\n", "m?", "a#b", "50%", "a\\b"])
+def test_a_version_that_no_url_can_carry_is_refused(version: str) -> None:
+    with pytest.raises(ArchiveError, match="model version"):
+        Manifest("m", version, "h.py")
 
 
 @pytest.mark.parametrize(
@@ -65,6 +69,9 @@ def test_names_that_no_url_can_carry_are_refused(name: str) -> None:
         write_manifest(modelName="../m"),
         write_manifest(modelName=None),
         write_manifest(handler=5),
+        write_manifest(handler="\x1b[2J.py"),
+        write_manifest(handler="\ud800.py"),
+        write_manifest(modelVersion="\u202e1"),
         write_manifest(serializedFile=["model.pt"]),
         write_manifest(configFile={}),
         b'{"runtime": 3, "model": {"modelName": "m", "handler": "h.py"}}',

@@ -11,15 +11,40 @@ import re
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
-from marwright.errors import ArchiveError, UsageError
+from marwright.errors import ArchiveError
 
-__all__ = ["Manifest", "MANIFEST_NAME"]
+__all__ = ["ARCHIVER_HANDLERS", "CPP_HANDLERS", "Manifest", "MANIFEST_NAME", "STOCK_HANDLERS"]
 
 MANIFEST_NAME = "MAR-INF/MANIFEST.json"
 ARCHIVER_VERSION = "0.12.0"
 
+ARCHIVER_HANDLERS = frozenset(
+    {
+        "base_handler",
+        "dali_image_classifier",
+        "image_classifier",
+        "image_segmenter",
+        "object_detector",
+        "text_classifier",
+        "trt_llm_handler",
+        "vllm_handler",
+    }
+)
+"""Names for which torch-model-archiver wants no file (model_packaging_utils.py, model_handlers)."""
+STOCK_HANDLERS = ARCHIVER_HANDLERS | {
+    "dali_handler",
+    "densenet_handler",
+    "text_handler",
+    "vision_handler",
+}
+"""Every module of ts.torch_handler that a worker could take, where an archive has no such file."""
+CPP_HANDLERS = frozenset({"BaseHandler", "TorchScriptHandler"})
+"""The same for the runtime LSP, TorchServe's C++ backend."""
+
 # model_packaging_utils.py, check_model_name_regex_or_exit
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_\-.]*")
+# It is part of URLs: /predictions/NAME/VERSION.
+_VERSION = re.compile(r"[^\s/?#%\\\x00-\x1f\x7f]+")
 
 
 @dataclass(frozen=True)
@@ -42,17 +67,30 @@ class Manifest:
     def __post_init__(self) -> None:
         """Refuse names that TorchServe or its URLs cannot carry."""
         if not _NAME.fullmatch(self.name):
-            raise UsageError(
+            raise ArchiveError(
                 "the model name cannot be used in a URL",
                 expected="letters, digits, '_', '-' or '.', beginning with a letter or digit",
                 found=repr(self.name),
             )
-        if not _NAME.fullmatch(self.version):
-            raise UsageError(
+        if not _VERSION.fullmatch(self.version):
+            raise ArchiveError(
                 "the model version cannot be used in a URL",
-                expected="letters, digits, '_', '-' or '.', such as 1.0",
+                expected="text such as 1.0, without spaces and '/', '?', '#', '%'",
                 found=repr(self.version),
             )
+
+    @property
+    def handler_file(self) -> str | None:
+        """Name of the member that holds the handler; None for one of TorchServe's own.
+
+        `handler` is `file.py`, `file`, either with `:function` behind it, or a stock name.
+        """
+        file = self.handler.split(":")[0]
+        if self.runtime == "LSP":
+            return None if file in CPP_HANDLERS else f"{file}.so"
+        if file.endswith(".py"):
+            return file
+        return None if file in STOCK_HANDLERS else f"{file}.py"
 
     @classmethod
     def parse(cls, text: bytes, *, source: str) -> Manifest:
@@ -77,13 +115,15 @@ class Manifest:
             )
             for name, value in vars(manifest).items():
                 if not isinstance(value, (str, type(None))):
-                    raise TypeError(f"{name} is {value!r}, not text")
+                    raise TypeError(f"{name} is {value!r:.60}, not text")
+                if value and not value.isprintable():
+                    raise ValueError(f"{name} is {value!a:.60}, which cannot be printed")
             return manifest
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
             raise ArchiveError(
                 f"{source} has a broken manifest",
                 expected=f"{MANIFEST_NAME} with model.modelName and model.handler",
-                found=f"{type(exc).__name__}: {exc}",
+                found=f"{type(exc).__name__}: {exc}"[:200],
                 remedy="pack the model again",
             ) from exc
 

@@ -2,89 +2,205 @@
 
 from __future__ import annotations
 
-import struct
-import zipfile
-import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
 
+from marwright.archive.container import Container, Entry, open_container, printable
+from marwright.archive.limits import check_expansion
 from marwright.archive.manifest import MANIFEST_NAME, Manifest
-from marwright.errors import ArchiveError
-from marwright.storage import translate_os_errors
+from marwright.archive.member import name_problem
+from marwright.archive.streams import copy_at_most
+from marwright.errors import ArchiveError, StorageError
+from marwright.storage import translate_os_errors, write_file, write_folder
 
-__all__ = ["Archive"]
+if TYPE_CHECKING:
+    from marwright.archive.worker import Model
+
+__all__ = ["Archive", "read_manifest"]
 
 MAX_MANIFEST_BYTES = 1 << 20
-
-# What zipfile raises for bytes that are no zip file, or one that it cannot read: damaged deflate
-# streams (zlib.error), names that are no UTF-8 (ValueError), encryption (RuntimeError).
-_UNREADABLE = (
-    zipfile.BadZipFile,
-    zlib.error,
-    struct.error,
-    EOFError,
-    NotImplementedError,
-    OSError,
-    RuntimeError,
-    ValueError,
-)
+MAX_TEXT_BYTES = 16 << 20
+"""Of any member that is read into memory: settings, handler, spec."""
 
 
 @dataclass(frozen=True)
 class Archive:
-    """A `.mar` file that has a readable manifest."""
+    """An archive that has a readable manifest; use it in a `with` block to read its members.
+
+    Example:
+        with Archive.open(Path("cnn.mar")) as archive, archive.load() as model:
+            print(model.predict([Path("seven.png")])[0].json())
+    """
 
     path: Path
     manifest: Manifest
-    names: tuple[str, ...]
-    """Names of the members, as the archive lists them."""
+    entries: tuple[Entry, ...]
+    """Every entry as the file lists it."""
+    container: Container
 
     @classmethod
     def open(cls, path: Path) -> Archive:
         """Read an archive's manifest and member list; nothing is unpacked.
 
+        `path` is a `.mar` or `.tar.gz` file, or a folder with an unpacked archive.
+
         Raises:
             ArchiveError: no such file, no zip, no manifest, or a manifest naming absent members.
         """
-        with translate_os_errors(f"read {path}"):
-            found = path.is_file()
-        if not found:
-            raise ArchiveError(
-                f"there is no archive {path}", remedy="pack one: marwright pack RUN --out STORE"
-            )
+        container = open_container(path)
         try:
-            with zipfile.ZipFile(path) as archive:
-                names = tuple(archive.namelist())
-                if MANIFEST_NAME not in names:
-                    raise ArchiveError(
-                        f"{path} is no model archive",
-                        expected=f"a member {MANIFEST_NAME}",
-                        found=f"{len(names)} members without it",
-                        remedy="pack the model with marwright pack",
-                    )
-                with archive.open(MANIFEST_NAME) as member:
-                    text = member.read(MAX_MANIFEST_BYTES + 1)
-        except ArchiveError:
+            found = [entry for entry in container.entries if entry.name == MANIFEST_NAME]
+            if len(found) != 1:
+                raise ArchiveError(
+                    f"{path} is no model archive",
+                    expected=f"a member {MANIFEST_NAME}",
+                    found=f"{len(found)} of this name"
+                    if found
+                    else f"{len(container.entries)} members without it",
+                    remedy="pack the model with marwright pack",
+                )
+            text = container.read(found[0], limit=MAX_MANIFEST_BYTES)
+            manifest = Manifest.parse(text, source=str(path))
+            archive = cls(path, manifest, container.entries, container)
+            _check_members(path, manifest, archive.names)
+            return archive
+        except BaseException:
+            container.close()
             raise
-        except _UNREADABLE as exc:
+
+    def __enter__(self) -> Archive:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; what was read stays known."""
+        self.container.close()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the members that are files."""
+        return tuple(entry.name for entry in self.entries if entry.kind != "folder")
+
+    def find(self, name: str) -> Entry:
+        """Return the entry of a member.
+
+        Raises:
+            ArchiveError: there is none of this name.
+        """
+        for entry in self.entries:
+            if entry.name == name:
+                return entry
+        raise ArchiveError(
+            f"{self.path} has no member {name}",
+            remedy=f"marwright inspect {self.path} lists what it has",
+        )
+
+    def read(self, name: str, *, limit: int = MAX_TEXT_BYTES) -> bytes:
+        """Return a member's content; raises ArchiveError where it is longer than `limit` bytes."""
+        return self.container.read(self.find(name), limit=limit)
+
+    def extract(self, folder: Path, *, members: tuple[str, ...] = (), force: bool = False) -> Path:
+        """Unpack into a new folder, or the named members into an existing one; return it.
+
+        Only plain files with harmless names are written, with mode 0644 less the umask, and never
+        more bytes than the archive states.
+
+        Raises:
+            ArchiveError: a name that leads outside, a link, a device, or damaged bytes; nothing is
+                left behind.
+            StorageError: `folder` is not empty and `force` is false, or it holds something else
+                than an archive, or it cannot be written.
+        """
+        wanted = [self.find(name) for name in members] or [
+            entry for entry in self.entries if entry.kind != "folder"
+        ]
+        _check_harmless(self.path, wanted)
+        if self.path.is_file():
+            check_expansion(self.path, sum(entry.size_bytes for entry in wanted))
+        if members and folder.is_dir():
+            self._extract_into(folder, wanted, force=force)
+            return folder
+        with write_folder(folder, replace=_may_replace(folder, force=force)) as fresh:
+            for entry in wanted:
+                target = fresh / entry.name
+                with translate_os_errors(f"write {folder / entry.name}"):
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    with target.open("xb") as stream:
+                        self.copy(entry, stream)
+        return folder
+
+    def _extract_into(self, folder: Path, entries: Sequence[Entry], *, force: bool) -> None:
+        for entry in entries:
+            target = folder / entry.name
+            if not target.resolve().is_relative_to(folder.resolve()):
+                raise StorageError(
+                    f"{target} lies outside of {folder}", found="a link", remedy="remove the link"
+                )
+            if target.exists() and not force:
+                raise StorageError(f"{target} exists", remedy="pass --force to replace it")
+        for entry in entries:
+            with write_file(folder / entry.name) as stream:
+                self.copy(entry, stream)
+
+    def copy(self, entry: Entry, target: IO[bytes]) -> None:
+        """Write a member's content to a binary stream, never more than the archive states."""
+        with self.container.open(entry) as source:
+            doing = f"write a copy of {printable(entry.name)}"
+            copy_at_most(source, target, entry.size_bytes, doing=doing)
+
+    def load(self, **options: Any) -> Model:
+        """Load the model in this process, as a worker would; for a `with` block."""
+        from marwright.archive.worker import Model  # torch: only where a model is wanted
+
+        return Model(self, **options)
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Return an archive's manifest; see Archive.open for what is raised."""
+    with Archive.open(path) as archive:
+        return archive.manifest
+
+
+def _may_replace(folder: Path, *, force: bool) -> bool:
+    """Whether a folder may give way to an unpacked archive: an empty one, or an older one."""
+    with translate_os_errors(f"write {folder}"):
+        if not folder.is_dir():
+            return False
+        if not any(folder.iterdir()):
+            return True
+        if force and not (folder / MANIFEST_NAME).is_file():
+            raise StorageError(
+                f"{folder} holds something else than an unpacked archive",
+                remedy="choose another folder",
+            )
+        return force
+
+
+def _check_harmless(path: Path, entries: Sequence[Entry]) -> None:
+    names: set[str] = set()
+    for entry in entries:
+        problem = name_problem(entry.name) or (f"a {entry.kind}" if entry.kind != "file" else "")
+        if entry.encrypted:
+            problem = problem or "encrypted"
+        if entry.name in names:
+            problem = problem or "a second member of this name"
+        names.add(entry.name)
+        if problem:
             raise ArchiveError(
-                f"{path} is no model archive",
-                expected="a zip file",
-                found=f"{exc}",
-                remedy="pack the model again",
-            ) from exc
-        if len(text) > MAX_MANIFEST_BYTES:
-            raise ArchiveError(f"{path} has a manifest of more than {MAX_MANIFEST_BYTES:,} bytes")
-        manifest = Manifest.parse(text, source=str(path))
-        _check_members(path, manifest, names)
-        return cls(path, manifest, names)
+                f"{path} is not unpacked",
+                expected="plain files, each with a name of its own inside the folder",
+                found=f"{entry.name!r}: {problem}",
+                remedy=f"marwright check {path} lists all that is wrong",
+            )
 
 
 def _check_members(path: Path, manifest: Manifest, names: tuple[str, ...]) -> None:
-    # A handler is "file.py" or "file.py:function"; without ".py" it is one of TorchServe's own.
-    handler = manifest.handler.split(":")[0]
     named = (
-        handler if handler.endswith(".py") else None,
+        manifest.handler_file,
         manifest.serialized_file,
         manifest.model_file,
         manifest.config_file,
@@ -95,6 +211,6 @@ def _check_members(path: Path, manifest: Manifest, names: tuple[str, ...]) -> No
         raise ArchiveError(
             f"{path} is not whole",
             expected="every file that its manifest names",
-            found=f"no {', '.join(absent)}",
+            found=f"no {printable(', '.join(absent))}",
             remedy="pack the model again",
         )
