@@ -38,6 +38,22 @@ def test_all_problems_are_named_at_once() -> None:
 
 
 @pytest.mark.parametrize(
+    ("key", "meant"), [("minWorker", "minWorkers"), ("batch_size", "batchSize"), ("nonsense", "")]
+)
+def test_an_unknown_key_is_named_with_the_one_that_was_meant(key: str, meant: str) -> None:
+    (problem,) = ModelSettings.find_problems({key: 1})
+    assert problem.is_unknown
+    assert problem.message.partition(", did you mean ")[2] == (f"{meant}?" if meant else "")
+
+
+def test_strictly_read_text_is_no_number() -> None:
+    assert ModelSettings.find_problems({"batchSize": "2"}) == []
+    assert [str(item) for item in ModelSettings.find_problems({"batchSize": "2"}, strict=True)] == [
+        "batchSize: input should be a valid integer"
+    ]
+
+
+@pytest.mark.parametrize(
     "values",
     [
         {"handler": 5},
@@ -79,7 +95,7 @@ def test_torchserves_other_settings_are_passed_on() -> None:
 
 
 def test_fewer_workers_at_most_than_at_least_are_refused() -> None:
-    with pytest.raises(ArchiveError, match="maxworkers 1 is below minworkers 2"):
+    with pytest.raises(ArchiveError, match="maxWorkers 1 is below minWorkers 2"):
         ModelSettings.create({"minWorkers": 2}, source="here")
 
 

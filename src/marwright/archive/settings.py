@@ -6,7 +6,10 @@ without a word, so here one is an error.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+import difflib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +18,30 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError,
 
 from marwright.errors import ArchiveError
 
-__all__ = ["HandlerSettings", "ModelSettings", "SETTINGS_NAME"]
+__all__ = [
+    "change_settings",
+    "HandlerSettings",
+    "ModelSettings",
+    "SettingProblem",
+    "SETTINGS_NAME",
+]
 
 SETTINGS_NAME = "model-config.yaml"
+
+
+@dataclass(frozen=True)
+class SettingProblem:
+    """One setting that cannot be used."""
+
+    key: str
+    """Its name, with those of the mappings around it: `handler.top_k`; may be empty."""
+    message: str
+    is_unknown: bool = False
+    """Whether TorchServe knows no such key."""
+
+    def __str__(self) -> str:
+        """Return the line an error names it by."""
+        return f"{self.key}: {self.message}" if self.key else self.message
 
 
 class HandlerSettings(BaseModel):
@@ -93,16 +117,31 @@ class ModelSettings(BaseModel):
         Raises:
             ArchiveError: unknown keys, wrong types, impossible numbers; all of them at once.
         """
+        if problems := cls.find_problems(values):
+            raise ArchiveError(
+                f"{source} has settings that cannot be used",
+                found="; ".join(str(problem) for problem in problems),
+            )
+        return cls.model_validate(dict(values))
+
+    @classmethod
+    def find_problems(
+        cls, values: Mapping[Any, Any], *, strict: bool = False
+    ) -> list[SettingProblem]:
+        """Return all that is wrong with settings.
+
+        `strict`: as TorchServe reads them, to which "2" and 2.0 are no numbers of workers.
+        """
         try:
-            return cls.model_validate(dict(values))
+            cls.model_validate(dict(values), strict=strict)
         except ValidationError as exc:
-            problems = [
-                f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg'].lower()}"
+            return [
+                _describe(
+                    ".".join(str(part) for part in problem["loc"]), problem["type"], problem["msg"]
+                )
                 for problem in exc.errors()
             ]
-            raise ArchiveError(
-                f"{source} has settings that cannot be used", found="; ".join(problems)
-            ) from exc
+        return []
 
     @classmethod
     def read(cls, path: Path) -> ModelSettings:
@@ -123,3 +162,76 @@ class ModelSettings(BaseModel):
         """Return the file's bytes: the first six settings spelled out, others where given."""
         values = self.model_dump(mode="json", exclude_none=True)
         return yaml.safe_dump(values, sort_keys=False).encode()
+
+
+def _describe(key: str, kind: str, message: str) -> SettingProblem:
+    if kind != "extra_forbidden":
+        message = message.removeprefix("Value error, ")
+        return SettingProblem(key, message[:1].lower() + message[1:])
+    plain = {_simplify(name): name for name in ModelSettings.model_fields}
+    close = difflib.get_close_matches(_simplify(key), plain, n=1, cutoff=0.75)
+    hint = f", did you mean {plain[close[0]]}?" if close else ""
+    return SettingProblem(key, f"no setting of TorchServe{hint}", is_unknown=True)
+
+
+def _simplify(key: str) -> str:
+    return key.replace("_", "").replace("-", "").lower()
+
+
+def change_settings(before: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with other values, given by dotted keys, in the order that pack writes.
+
+    Raises:
+        ArchiveError: an unknown key, or a value that cannot be used; all of them at once.
+    """
+    values = copy.deepcopy(dict(before))
+    for key, value in changes.items():
+        *outer, last = key.split(".")
+        place: Any = values
+        for name in outer:
+            place = place.setdefault(name, {}) if isinstance(place, dict) else None
+        if not isinstance(place, dict):
+            raise ArchiveError(f"{key} cannot be set", found=f"no mapping {'.'.join(outer)}")
+        if value is None:
+            place.pop(last, None)
+        else:
+            place[last] = value
+    _check_changed(values, changes.keys(), before.keys())
+    if isinstance(handler := values.get("handler"), dict):
+        values["handler"] = _sort(handler, HandlerSettings)
+    return _sort(values, ModelSettings)
+
+
+def _check_changed(
+    values: Mapping[str, Any], changed: Collection[str], before: Collection[str]
+) -> None:
+    """Check changed settings as TorchServe reads them; what else was there is left alone.
+
+    That may be a handler's own key, or what another version of TorchServe took.
+    """
+    new = {key.split(".")[0] for key in changed} - set(before)
+    known = {key: values[key] for key in values if key in {*new, *ModelSettings.model_fields}}
+    handler = {"handler": known.pop("handler")} if "handler" in known else {}
+    if isinstance(workers := known.get("minWorkers"), int):
+        known.setdefault("maxWorkers", max(workers, 1))
+    problems = [
+        str(problem)
+        for problem in [
+            *ModelSettings.find_problems(known, strict=True),
+            *ModelSettings.find_problems(handler),
+        ]
+        if not problem.key or any(_is_within(problem.key, key) for key in changed)
+    ]
+    if problems:
+        raise ArchiveError("the settings cannot be used", found="; ".join(problems))
+
+
+def _is_within(key: str, other: str) -> bool:
+    """Whether one dotted key is the other, or a part of it, either way."""
+    return f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.")
+
+
+def _sort(values: Mapping[str, Any], model: type[BaseModel]) -> dict[str, Any]:
+    """Return values in the order of a model's fields, others behind them."""
+    order = {key: number for number, key in enumerate(model.model_fields)}
+    return dict(sorted(values.items(), key=lambda item: order.get(item[0], len(order))))
