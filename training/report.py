@@ -1,16 +1,25 @@
-"""What a training says of its result: accuracy, precision and recall, size, versions."""
+"""What a training says of its result: accuracy, precision and recall, size, versions, commit."""
 
 from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-__all__ = ["count_confusion", "count_parameters", "list_versions", "measure_classes"]
+from marwright.archive.worktree import WorkTree
+
+__all__ = [
+    "count_confusion",
+    "count_parameters",
+    "describe_commit",
+    "list_versions",
+    "measure_classes",
+]
 
 
 @torch.inference_mode()
@@ -47,3 +56,13 @@ def list_versions() -> dict[str, str]:
     """Return the versions that a result depends on."""
     packages = ("marwright", "torch", "torchvision", "numpy", "scikit-learn", "pillow")
     return {"python": platform.python_version(), **{name: version(name) for name in packages}}
+
+
+def describe_commit(folder: Path) -> dict[str, Any]:
+    """Return the git commit that a folder stands at, and whether tracked files differ from it.
+
+    Empty where git knows none. Untracked files do not count: the runs of earlier trainings may lie
+    among them, and one seed must give one report.
+    """
+    tree = WorkTree.find(folder)
+    return {"commit": tree.commit, "dirty": bool(tree.changed)} if tree else {}

@@ -37,7 +37,13 @@ from .loop import Fit, Progress, Settings, measure, train_model
 from .models import CNN, Exported
 from .plots import draw_confusion, draw_curves
 from .predict import predict_images
-from .report import count_confusion, count_parameters, list_versions, measure_classes
+from .report import (
+    count_confusion,
+    count_parameters,
+    describe_commit,
+    list_versions,
+    measure_classes,
+)
 
 __all__ = ["IMAGE_SIZE", "train_run"]
 
@@ -75,12 +81,15 @@ def train_run(
     settings = settings or Settings()
     started = time.perf_counter()
     _check_replaceable(out)
+    commit = describe_commit(Path())  # now: the files may change while the training goes on
     with write_folder(out, replace=force) as folder, _reproducible(settings):
         trained = _train(dataset, settings, progress or (lambda *_: None))
         _write_config(folder, trained, settings)
         _write_model(folder, trained)
         predictions = _predict_test(folder, trained)
         report = _make_report(trained, predictions, settings)
+        if commit:
+            report["git"] = commit
         draw_curves(trained.fit, folder / "curves.png")
         confusion = count_confusion(
             predictions.argmax(1),

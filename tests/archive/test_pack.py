@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import subprocess
 import sys
@@ -15,9 +14,10 @@ from typing import Any
 import pytest
 import yaml
 
-from marwright.archive import Archive, ModelSettings, Packed, Run, pack_files, pack_run
+from marwright.archive import Packed, Run, Spec, pack_run, pack_spec
 from marwright.archive.manifest import MANIFEST_NAME
-from marwright.errors import ArchiveError, HandlerError, StorageError, UsageError
+from marwright.archive.reader import read_manifest
+from marwright.errors import ArchiveError, StorageError, UsageError
 
 HANDLER = "def handle(data, context): ...\n"
 
@@ -42,33 +42,31 @@ def write_handler(folder: Path, source: str = HANDLER) -> str:
     return str(folder / "handler.py")
 
 
-def pack_small(folder: Path, run: Run, **options: Any) -> Packed:
-    if "handler" not in options:
-        options["handler"] = write_handler(folder)
-    small = {
-        "name": "m",
-        "version": "1.0",
-        "serialized_file": run.model_path,
-        "out": folder / "store",
-    }
-    return pack_files(**{**small, **options})
+def pack_small(
+    folder: Path, run: Run, *, out: Path | None = None, force: bool = False, **values: Any
+) -> Packed:
+    """Pack a spec with a tiny handler, without a preflight."""
+    if "handler" not in values:
+        values["handler"] = write_handler(folder)
+    spec = Spec.create(**{"name": "m", "model": str(run.model_path), **values})
+    return pack_spec(spec, folder=folder, out=out or folder / "store", force=force, preflight=None)
 
 
 def test_two_packs_of_one_run_are_identical(
     umask: Umask, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with umask(0o022):
-        first = pack_run(run, out=tmp_path / "a")
+        first = pack_run(run, out=tmp_path / "a", preflight=None)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     monkeypatch.setenv("TZ", "Pacific/Kiritimati")
     time.tzset()
     with umask(0o077):
-        second = pack_run(run, out=Path("b.mar"))
+        second = pack_run(run, out=Path("b.mar"), preflight=None).sha256
     monkeypatch.undo()
     time.tzset()
     assert first.path.read_bytes() == (tmp_path / "elsewhere/b.mar").read_bytes()
-    assert first.sha256 == second.sha256
+    assert first.sha256 == second
 
 
 def test_copies_of_the_files_give_the_same_archive(tmp_path: Path, run: Run) -> None:
@@ -88,6 +86,7 @@ def test_what_is_told_of_an_archive_is_true(packed: Packed) -> None:
     content = packed.path.read_bytes()
     assert packed.size_bytes == len(content)
     assert packed.sha256 == hashlib.sha256(content).hexdigest()
+    assert packed.to_json()["sha256"] == packed.sha256
     assert (packed.path.name, packed.name, packed.version) == ("cnn.mar", "cnn", "1.0")
 
 
@@ -114,14 +113,16 @@ def test_an_archive_of_a_run_holds_its_files_unchanged(
 def test_settings_given_override_and_the_image_size_of_the_run_stays(
     tmp_path: Path, run: Run
 ) -> None:
-    packed = pack_run(run, out=tmp_path, settings={"batchSize": 3, "handler": {"top_k": 2}})
+    packed = pack_run(
+        run, out=tmp_path, settings={"batchSize": 3, "handler": {"top_k": 2}}, preflight=None
+    )
     values = yaml.safe_load(read_members(packed.path)["model-config.yaml"])
     assert values["batchSize"] == 3
     assert values["handler"] == {"image_size": [24, 24], "top_k": 2}
 
 
 def test_a_handler_section_left_empty_means_the_defaults(tmp_path: Path, run: Run) -> None:
-    packed = pack_run(run, out=tmp_path, settings={"handler": None})
+    packed = pack_run(run, out=tmp_path, settings={"handler": None}, preflight=None)
     values = yaml.safe_load(read_members(packed.path)["model-config.yaml"])
     assert values["handler"] == {"image_size": [24, 24]}
 
@@ -135,50 +136,12 @@ def test_settings_that_cannot_be_used_leave_no_file(
     assert not list(tmp_path.iterdir())
 
 
-def test_content_equals_what_torch_model_archiver_makes(
-    tmp_path: Path, run: Run, root: Path
-) -> None:
-    settings = tmp_path / "model-config.yaml"
-    settings.write_bytes(ModelSettings().to_yaml())
-    extra = [run.path / "classes.json", root / "handlers/image_input.py"]
-    (tmp_path / "theirs").mkdir()
-    (tmp_path / "scratch").mkdir()
-    files = {
-        "--serialized-file": run.model_path,
-        "--handler": root / "handlers/image_classifier.py",
-        "--extra-files": ",".join(map(str, extra)),
-        "--config-file": settings,
-        "--export-path": tmp_path / "theirs",
-    }
-    options = [str(part) for pair in files.items() for part in pair]
-    archiver = Path(sys.executable).with_name("torch-model-archiver")
-    subprocess.run(
-        [archiver, "--model-name", "cnn", "--version", "1.0", *options],
-        env={**os.environ, "TMPDIR": str(tmp_path / "scratch")},
-        check=True,
-        capture_output=True,
-    )
-    ours = pack_files(
-        name="cnn",
-        version="1.0",
-        handler="image_classifier",
-        serialized_file=run.model_path,
-        extra_files=extra[:1],
-        out=tmp_path / "ours",
-    )
-    expected, found = read_members(tmp_path / "theirs/cnn.mar"), read_members(ours.path)
-    manifests = [json.loads(members.pop(MANIFEST_NAME)) for members in (expected, found)]
-    assert expected == found
-    theirs, mine = ({**manifest, "createdOn": ""} for manifest in manifests)
-    assert theirs == mine
-
-
 def test_source_date_epoch_is_the_time_of_everything(
     tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
     packed = pack_small(tmp_path, run)
-    assert Archive.open(packed.path).manifest.created_on == "14/11/2023 22:13:20"
+    assert read_manifest(packed.path).created_on == "14/11/2023 22:13:20"
     with zipfile.ZipFile(packed.path) as archive:
         assert {entry.date_time for entry in archive.infolist()} == {(2023, 11, 14, 22, 13, 20)}
 
@@ -186,6 +149,7 @@ def test_source_date_epoch_is_the_time_of_everything(
 def test_a_time_before_zip_files_becomes_the_first_they_can_state(
     tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "315532800")
     fixed = pack_small(tmp_path / "a", run)
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "0")
     assert pack_small(tmp_path / "b", run).sha256 == fixed.sha256
@@ -195,7 +159,7 @@ def test_the_last_time_that_a_zip_file_can_state_is_taken(
     tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "4354819199")
-    assert "31/12/2107" in Archive.open(pack_small(tmp_path, run).path).manifest.created_on
+    assert "31/12/2107" in read_manifest(pack_small(tmp_path, run).path).created_on
 
 
 @pytest.mark.parametrize(
@@ -212,26 +176,30 @@ def test_a_source_date_epoch_that_is_no_time_is_refused(
 
 @pytest.mark.parametrize("name", ["../m", "", "a b", "a/b"])
 def test_a_name_that_no_url_can_carry_is_refused(tmp_path: Path, run: Run, name: str) -> None:
-    with pytest.raises(UsageError, match="cannot be used in a URL"):
+    with pytest.raises(ArchiveError, match="name: string"):
         pack_small(tmp_path, run, name=name)
-    with pytest.raises(UsageError, match="cannot be used in a URL"):
-        pack_small(tmp_path, run, version=name)
+
+
+@pytest.mark.parametrize("version", ["../1", "", "1 0", "1?", "1#", "50%"])
+def test_a_version_that_no_url_can_carry_is_refused(tmp_path: Path, run: Run, version: str) -> None:
+    with pytest.raises(ArchiveError, match="version"):
+        pack_small(tmp_path, run, version=version)
 
 
 def test_an_archive_that_exists_is_replaced_only_when_forced(tmp_path: Path, run: Run) -> None:
     first = pack_small(tmp_path, run)
     content = first.path.read_bytes()
-    with pytest.raises(UsageError, match=r"m\.mar exists; pass --force"):
+    with pytest.raises(ArchiveError, match=r"m\.mar exists; pass --force"):
         pack_small(tmp_path, run, version="2.0")
     assert first.path.read_bytes() == content
     pack_small(tmp_path, run, version="2.0", force=True)
-    assert Archive.open(first.path).manifest.version == "2.0"
+    assert read_manifest(first.path).version == "2.0"
 
 
 def test_out_may_be_the_file_itself(tmp_path: Path, run: Run) -> None:
     out = tmp_path / "deep/er/other.mar"
     assert pack_small(tmp_path, run, out=out).path == out
-    assert Archive.open(out).manifest.name == "m"
+    assert read_manifest(out).name == "m"
 
 
 def test_two_files_of_one_name_are_refused(tmp_path: Path, run: Run) -> None:
@@ -239,7 +207,7 @@ def test_two_files_of_one_name_are_refused(tmp_path: Path, run: Run) -> None:
     twin.parent.mkdir()
     twin.write_bytes(b"")
     with pytest.raises(ArchiveError, match=r"two files would be model\.pt") as caught:
-        pack_small(tmp_path, run, extra_files=[twin])
+        pack_small(tmp_path, run, files=[{"from": str(twin), "to": "model.pt"}])
     assert str(twin) in caught.value.found
     assert str(run.model_path) in caught.value.found
     assert not (tmp_path / "store").exists()
@@ -251,33 +219,20 @@ def test_a_file_under_the_name_of_one_that_marwright_writes_is_refused(
     mine = tmp_path / "model-config.yaml"
     mine.write_text("batchSize: 4")
     with pytest.raises(ArchiveError, match=r"two files would be model-config\.yaml"):
-        pack_small(tmp_path, run, extra_files=[mine])
+        pack_small(tmp_path, run, files=["model-config.yaml"])
 
 
-@pytest.mark.parametrize("extra", ["absent.txt", "."])
+@pytest.mark.parametrize("extra", ["absent.txt", "dangling"])
 def test_an_extra_file_that_is_no_file_is_refused(tmp_path: Path, run: Run, extra: str) -> None:
+    (tmp_path / "dangling").symlink_to("nowhere")
     with pytest.raises(ArchiveError, match="there is no file"):
-        pack_small(tmp_path, run, extra_files=[tmp_path / extra])
+        pack_small(tmp_path, run, files=[extra])
     assert not (tmp_path / "store").exists()
-
-
-@pytest.mark.parametrize("content", [None, b"these are no weights", "half"])
-def test_weights_that_do_not_load_leave_no_file(
-    tmp_path: Path, run: Run, content: bytes | str | None
-) -> None:
-    weights = tmp_path / "model.pt"
-    if content is not None:
-        whole = run.model_path.read_bytes()
-        weights.write_bytes(content if isinstance(content, bytes) else whole[: len(whole) // 2])
-    (tmp_path / "store").mkdir()
-    with pytest.raises(ArchiveError, match=r"the weights .*model\.pt do not load"):
-        pack_small(tmp_path, run, serialized_file=weights)
-    assert not list((tmp_path / "store").iterdir())
 
 
 def test_a_handler_that_no_worker_could_load_leaves_no_file(tmp_path: Path, run: Run) -> None:
     handler = write_handler(tmp_path, "import no_such_module\n" + HANDLER)
-    with pytest.raises(HandlerError, match=r"'no_such_module' at handler\.py:1"):
+    with pytest.raises(ArchiveError, match=r"handler\.py:1.*no_such_module"):
         pack_small(tmp_path, run, handler=handler)
     assert not (tmp_path / "store").exists()
 
@@ -288,7 +243,7 @@ def test_local_modules_are_packed_in_their_folders(tmp_path: Path, run: Run) -> 
     (tmp_path / "package/part.py").write_text("import helper, namespace.far")
     (tmp_path / "namespace").mkdir()
     (tmp_path / "namespace/far.py").write_text("import helper")
-    (tmp_path / "package/notes.txt").write_text("not imported")
+    (tmp_path / "package/notes.txt").write_text("data of the package")
     (tmp_path / "helper.py").write_text("x = 1")
     handler = write_handler(tmp_path, "import package\n" + HANDLER)
     assert set(read_members(pack_small(tmp_path, run, handler=handler).path)) == {
@@ -297,8 +252,12 @@ def test_local_modules_are_packed_in_their_folders(tmp_path: Path, run: Run) -> 
         "namespace/far.py",
         "package/__init__.py",
         "package/part.py",
+        "package/notes.txt",
         "model.pt",
         "model-config.yaml",
+        "MAR-INF/bom.cdx.json",
+        "MAR-INF/provenance.json",
+        "MAR-INF/spec.json",
         MANIFEST_NAME,
     }
 
@@ -318,7 +277,7 @@ def test_a_full_disk_leaves_the_old_archive_as_it_was(packed: Packed, run: Run) 
         "from marwright.archive import Run, pack_run\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
-        "pack_run(Run.open(Path(sys.argv[1])), out=Path(sys.argv[2]), force=True)\n"
+        "pack_run(Run.open(Path(sys.argv[1])), out=Path(sys.argv[2]), force=True, preflight=None)\n"
     )
     done = subprocess.run(
         [sys.executable, "-B", "-c", program, run.path, packed.path],

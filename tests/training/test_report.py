@@ -1,12 +1,21 @@
 from __future__ import annotations
 
 import platform
+import subprocess
+from pathlib import Path
 
 import pytest
 import torch
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-from marwright.training.report import count_confusion, list_versions, measure_classes
+from marwright.training.loop import Settings
+from marwright.training.report import (
+    count_confusion,
+    describe_commit,
+    list_versions,
+    measure_classes,
+)
+from marwright.training.train import train_run
 
 
 def make_answers(count: int, classes: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -49,3 +58,42 @@ def test_versions_are_those_that_run() -> None:
     assert versions["python"] == platform.python_version()
     assert torch.__version__.startswith(versions["torch"])  # the registry leaves +cu130 out
     assert {"marwright", "torchvision", "numpy", "scikit-learn", "pillow"} < set(versions)
+
+
+def make_repository(folder: Path) -> str:
+    """Commit one file and return the commit."""
+    (folder / "train.py").write_text("seed = 1", encoding="utf-8")
+    git = ["git", "-c", "user.name=Ann", "-c", "user.email=ann@example.org", "-C", str(folder)]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "first"]):
+        subprocess.run([*git, *command], check=True)
+    return subprocess.run(
+        [*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True
+    ).stdout.strip()
+
+
+def test_a_folder_without_git_has_no_commit(tmp_path: Path) -> None:
+    assert describe_commit(tmp_path) == {}
+
+
+def test_only_files_of_the_commit_make_a_folder_dirty(tmp_path: Path) -> None:
+    commit = make_repository(tmp_path)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/report.json").write_text("{}", encoding="utf-8")
+    assert describe_commit(tmp_path) == {"commit": commit, "dirty": False}
+    (tmp_path / "train.py").write_text("seed = 2", encoding="utf-8")
+    assert describe_commit(tmp_path) == {"commit": commit, "dirty": True}
+
+
+def test_a_training_reports_the_commit_at_which_it_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = make_repository(tmp_path)
+    monkeypatch.chdir(tmp_path)
+
+    def edit(*_: object) -> None:
+        (tmp_path / "train.py").write_text("seed = 2", encoding="utf-8")
+
+    settings = Settings(epochs=1, batch_size=256)
+    run = train_run(tmp_path / "run", settings=settings, progress=edit)
+    assert run.report["git"] == {"commit": commit, "dirty": False}
+    assert describe_commit(tmp_path)["dirty"]

@@ -1,37 +1,53 @@
-"""Packing: a run, or explicit files, becomes one `.mar` file.
+"""Packing: a run, a spec, or torch-model-archiver's arguments become one archive.
 
-The bytes depend on the content only: sorted names, one fixed time and mode, nothing compressed
-(weights hardly shrink, and deflate differs between zlib builds).
+Each way first becomes a Draft. What follows is the same for all: checks that run nothing, a
+preflight in a process of its own, and only then the file.
 """
 
 from __future__ import annotations
 
-import hashlib
+import json
+import logging
 import os
-import re
 import shutil
-import stat
-import time
-import zipfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from marwright.archive.handler import HandlerSource
-from marwright.archive.manifest import MANIFEST_NAME, Manifest, format_creation_time
+from marwright.archive.archiver import Arguments
+from marwright.archive.checks.findings import Finding, refuse
+from marwright.archive.digests import digest_stream
+from marwright.archive.draft import Draft
+from marwright.archive.handler import find_ours
+from marwright.archive.member import Member, Stretch
+from marwright.archive.provenance import make_provenance
 from marwright.archive.run import CLASSES_NAME, Run
-from marwright.archive.settings import SETTINGS_NAME, ModelSettings
-from marwright.archive.weights import check_torchscript
-from marwright.errors import ArchiveError, UsageError
-from marwright.storage import translate_os_errors, write_file
+from marwright.archive.settings import ModelSettings
+from marwright.archive.spec import Spec
+from marwright.archive.writer import suffix_of, write_archive
+from marwright.errors import ArchiveError
+from marwright.storage import translate_os_errors
 
-__all__ = ["pack_files", "pack_run", "Packed"]
+__all__ = ["pack_arguments", "pack_run", "pack_spec", "Packed", "Preflight"]
 
-FIXED_TIME = 315_532_800
-"""1980-01-01 00:00:00 UTC in epoch seconds: the earliest time that a zip file can state."""
-LATEST_TIME = 4_354_819_199
-"""2107-12-31 23:59:59 UTC: the latest."""
+_log = logging.getLogger(__name__)
+
+COPIED_BYTES = 1 << 20
+"""Larger files are linked into the staged folder, not copied."""
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """How an archive is tried before it is written."""
+
+    samples: tuple[Path, ...] = ()
+    """Requests besides those that the archive itself carries."""
+    timeout: float = 120.0
+    """Seconds until a handler that hangs is a finding."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +58,33 @@ class Packed:
     name: str
     version: str
     size_bytes: int
-    sha256: str
-    """Of the whole file."""
+    root_digest: str
+    """Over all members: the same for the same content, in whatever format."""
+    findings: tuple[Finding, ...]
+    """What the checks found, none of it grave."""
+    figures: dict[str, Any]
+    """The preflight's: load seconds, peak memory, seconds a request; empty without one."""
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the whole file, read when it is asked for; empty for a folder."""
+        if self.path.is_dir():
+            return ""
+        with translate_os_errors(f"read {self.path}"), self.path.open("rb") as stream:
+            return digest_stream(stream)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the facts as `--json` prints them."""
+        return {
+            "path": str(self.path),
+            "name": self.name,
+            "version": self.version,
+            "size_bytes": self.size_bytes,
+            "sha256": self.sha256,
+            "root_digest": self.root_digest,
+            "findings": [finding.to_json() for finding in self.findings],
+            "figures": self.figures,
+        }
 
 
 def pack_run(
@@ -55,132 +96,205 @@ def pack_run(
     handler: str = "image_classifier",
     settings: Mapping[str, Any] | None = None,
     force: bool = False,
+    preflight: Preflight | None = Preflight(),
 ) -> Packed:
-    """Pack a run's model with its classes and a handler.
+    """Pack a run's model with its classes, samples and a handler.
 
-    `out` is the store folder, or the `.mar` file itself. `settings` override ModelSettings.
+    `out` is the store folder, or the `.mar` file itself. `settings` override ModelSettings. See
+    pack_spec for what is raised.
     """
     values = dict(settings or {})
     own = values.get("handler") or {}
     if isinstance(own, Mapping):  # else ModelSettings says what is wrong with it
         values["handler"] = {"image_size": list(run.image_size), **own}
-    return pack_files(
+    spec = _make_spec(
+        run,
         name=name,
         version=version,
         handler=handler,
-        serialized_file=run.model_path,
-        extra_files=[run.path / CLASSES_NAME],
         settings=ModelSettings.create(values, source="the model's settings"),
-        out=out,
-        force=force,
+    )
+    from marwright.archive.description import describe  # 0.1 s that only a pack needs
+
+    model = run.config.get("model")
+    draft = describe(
+        Draft.from_spec(spec, Path()),
+        spec,
+        report=run.report,
+        provenance=make_provenance(run=run),
+        task="classification",
+        architecture=model if isinstance(model, str) else None,
+    )
+    return pack_draft(draft, out=out, force=force, preflight=preflight)
+
+
+def _make_spec(run: Run, **values: Any) -> Spec:
+    """Return the spec that a run amounts to."""
+    is_ours = values["handler"] == CLASSIFIER
+    if is_ours:  # another handler may take and answer something else
+        values["input"] = {"content_types": ["image/png", "image/jpeg", "image/webp"]}
+        values["output"] = {"content_types": ["application/json"], "schema": PROBABILITIES}
+    samples = [
+        {
+            "file": str(sample.path),
+            "content_type": "image/png",
+            "answer": {sample.prediction: sample.probability} if is_ours else None,
+        }
+        for sample in run.samples
+    ]
+    if "dataset" in run.config:
+        digest = run.config.get("data_digest")
+        values["dataset"] = {"name": run.config["dataset"], "digest": digest}
+    return Spec.create(
+        model=str(run.model_path), labels=str(run.path / CLASSES_NAME), samples=samples, **values
     )
 
 
-def pack_files(
+CLASSIFIER = "image_classifier"
+"""Our handler that answers labels with probabilities, as a run's samples record them."""
+PROBABILITIES = {
+    "type": "object",
+    "additionalProperties": {"type": "number", "minimum": 0, "maximum": 1},
+}
+
+
+def pack_spec(
+    spec: Spec,
     *,
-    name: str,
-    version: str,
-    handler: str,
-    serialized_file: Path,
-    extra_files: Sequence[Path] = (),
-    settings: ModelSettings | None = None,
+    folder: Path,
     out: Path,
+    path: Path | None = None,
     force: bool = False,
+    preflight: Preflight | None = Preflight(),
 ) -> Packed:
-    """Pack explicit files; everything is checked before the first byte is written.
+    """Pack what a spec names; its relative paths start in `folder`.
+
+    `path` is the spec's own file, for the provenance. Everything is checked before the first byte
+    is written.
 
     Raises:
-        UsageError: a name or version that no URL can carry, or `out` exists and `force` is false.
         HandlerError: no worker could load the handler.
-        ArchiveError: weights that do not load, a missing file, or two files of one name.
+        ArchiveError: what the checks or the preflight found, a missing file, two files of one name,
+            or `out` exists and `force` is false.
         StorageError: the archive cannot be written; nothing half-written is left.
     """
-    manifest = Manifest(
-        name=name,
-        version=version,
-        handler="",  # known once the handler is found; name and version are refused before that
-        serialized_file=serialized_file.name,
-        config_file=SETTINGS_NAME,
-        created_on=format_creation_time(_read_time()),
+    from marwright.archive.description import describe
+
+    draft = Draft.from_spec(spec, folder)
+    report = _read_report(spec, folder)
+    # marwright's own handlers are named by its version, wherever it is installed.
+    ours = find_ours()
+    sources = [
+        member.source
+        for member in draft.members
+        if isinstance(member.source, Path) and member.source.parent != ours
+    ]
+    provenance = make_provenance(report=report or None, spec_path=path, sources=sources)
+    draft = describe(draft, spec, report=report, provenance=provenance)
+    return pack_draft(draft, out=out, force=force, preflight=preflight)
+
+
+def pack_arguments(
+    arguments: Arguments,
+    *,
+    force: bool = False,
+    preflight: Preflight | None = Preflight(),
+) -> Packed:
+    """Pack what torch-model-archiver would, from its own arguments; see pack_spec.
+
+    The archive carries nothing but what that tool puts into it, so no samples, provenance or bill
+    of materials either.
+    """
+    draft = Draft.from_arguments(arguments)
+    return pack_draft(draft, out=arguments.target, force=force, preflight=preflight)
+
+
+def pack_draft(draft: Draft, *, out: Path, force: bool, preflight: Preflight | None) -> Packed:
+    """Check a draft, try it, and write it."""
+    target = _find_target(draft, out)
+    _check_replaceable(target, draft, force=force)
+    for note in draft.notes:
+        _log.warning(note)
+    findings, figures = _check(draft, preflight)
+    refuse(findings, target)
+    written = write_archive(target, draft.finish(), format=draft.format, top=draft.manifest.name)
+    return Packed(
+        path=target,
+        name=draft.manifest.name,
+        version=draft.manifest.version,
+        size_bytes=written.size_bytes,
+        root_digest=written.root_digest,
+        findings=tuple(findings),
+        figures=figures,
     )
-    target = out if out.suffix == ".mar" else out / f"{name}.mar"
+
+
+def _find_target(draft: Draft, out: Path) -> Path:
+    suffix = suffix_of(draft.format)
+    is_file = out.name.endswith(suffix) if suffix else out.name == draft.manifest.name
+    return out if is_file else out / f"{draft.manifest.name}{suffix}"
+
+
+def _check_replaceable(target: Path, draft: Draft, *, force: bool) -> None:
     with translate_os_errors(f"write {target}"):
-        taken = target.exists()
-    if taken and not force:
-        other = target.with_name(f"{name}-{version}.mar")
-        raise UsageError(
-            f"{target} exists",
-            remedy="pass --force to replace it"
-            + (f", or --out {other} to keep both" if other != target else ""),
+        if force or not os.path.lexists(target):
+            return
+    name, suffix = draft.manifest.name, suffix_of(draft.format)
+    other = target.with_name(f"{name}-{draft.manifest.version}{suffix}")
+    keep = f", or --out {other} to keep both" if other != target and draft.format == "zip" else ""
+    raise ArchiveError(f"{target} exists", remedy=f"pass --force to replace it{keep}")
+
+
+def _read_report(spec: Spec, folder: Path) -> dict[str, Any]:
+    if spec.report is None:
+        return {}
+    path = folder / spec.report
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as exc:
+        raise ArchiveError(f"cannot read {path}", expected="JSON", found=str(exc)) from exc
+    if not isinstance(report, dict):
+        raise ArchiveError(f"cannot read {path}", expected="a JSON object")
+    return report
+
+
+def _check(draft: Draft, preflight: Preflight | None) -> tuple[list[Finding], dict[str, Any]]:
+    """Check the draft as it will lie before a worker; try it unless that is not wanted."""
+    from marwright.archive.checks.pickles import scan_pickles
+    from marwright.archive.checks.source import check_source
+
+    findings = scan_pickles(draft.open())
+    with stage(draft.finish(), loads=preflight is not None) as folder:
+        findings += check_source(folder, draft.manifest, python=draft.python)
+        refuse(findings, draft.manifest.name)
+        if preflight is None or draft.manifest.runtime == "LSP":
+            return findings, {}
+        from marwright.archive.checks.preflight import run_preflight
+
+        report = run_preflight(
+            folder, draft.manifest, samples=preflight.samples, timeout=preflight.timeout
         )
-    source = HandlerSource.find(handler)
-    check_torchscript(serialized_file)
-    files = _gather(source, [serialized_file, *extra_files])
-    texts = {
-        SETTINGS_NAME: (settings or ModelSettings()).to_yaml(),
-        MANIFEST_NAME: replace(manifest, handler=source.path.name).to_json(),
-    }
-    _write(target, files, texts)
-    return Packed(target, name, version, target.stat().st_size, _digest(target))
+        return [*findings, *report.findings], report.figures
 
 
-def _read_time() -> int:
-    """Return SOURCE_DATE_EPOCH where it is set (reproducible-builds.org), else one fixed time."""
-    value = os.environ.get("SOURCE_DATE_EPOCH")
-    if value is None:
-        return FIXED_TIME
-    if not re.fullmatch("[0-9]{1,10}", value) or int(value) > LATEST_TIME:
-        raise UsageError(
-            "SOURCE_DATE_EPOCH cannot be used",
-            expected=f"seconds since 1970, up to {LATEST_TIME}, the last in a zip file",
-            found=repr(value),
-        )
-    return max(int(value), FIXED_TIME)
+@contextmanager
+def stage(members: Sequence[Member], *, loads: bool = True) -> Iterator[Path]:
+    """Lay members out in a temporary folder, as a worker sees them; large files are links.
 
-
-def _gather(source: HandlerSource, others: Sequence[Path]) -> dict[str, Path]:
-    """Map names inside the archive to files, and refuse two files of one name."""
-    files: dict[str, Path] = {}
-    reserved = {SETTINGS_NAME, MANIFEST_NAME}
-    for name, path in [*source.files(), *((path.name, path) for path in others)]:
-        if not path.is_file():
-            raise ArchiveError(
-                f"there is no file {path}", remedy="pass the files to pack as they are"
-            )
-        if name in files or name in reserved:
-            first = files.get(name, "the file that marwright writes")
-            raise ArchiveError(
-                f"two files would be {name} inside the archive",
-                found=f"{first} and {path}",
-                remedy="rename one of them",
-            )
-        files[name] = path
-    return files
-
-
-def _write(target: Path, files: Mapping[str, Path], texts: Mapping[str, bytes]) -> None:
-    moment = time.gmtime(_read_time())[:6]
-    with write_file(target) as stream, zipfile.ZipFile(stream, "w") as archive:
-        for name in sorted({*files, *texts}):
-            entry = zipfile.ZipInfo(name, date_time=moment)
-            entry.create_system = 3  # Unix, also when packed elsewhere
-            entry.external_attr = (stat.S_IFREG | 0o644) << 16
-            if name in texts:
-                archive.writestr(entry, texts[name])
-            else:
-                _copy(archive, entry, files[name])
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _copy(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path) -> None:
-    with translate_os_errors(f"read {path}"), path.open("rb") as source:
-        entry.file_size = os.fstat(source.fileno()).st_size
-        with archive.open(entry, "w", force_zip64=entry.file_size >= 1 << 31) as member:
-            shutil.copyfileobj(source, member, 1 << 20)
+    Large ones inside another archive are left empty where nothing `loads` them.
+    """
+    with tempfile.TemporaryDirectory(prefix="marwright-pack-") as name:
+        folder = Path(name)
+        for member in members:
+            target = folder / member.name
+            with translate_os_errors(f"read {member.origin}"):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                source = member.source
+                if isinstance(source, Path) and source.stat().st_size > COPIED_BYTES:
+                    target.symlink_to(source.resolve())
+                elif isinstance(source, Stretch) and source.size_bytes > COPIED_BYTES and not loads:
+                    target.touch()
+                else:
+                    with member.open() as origin, target.open("xb") as copy:
+                        shutil.copyfileobj(origin, copy)
+        yield folder

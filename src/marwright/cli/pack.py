@@ -1,84 +1,264 @@
-"""`marwright pack`: a run becomes an archive."""
+"""`marwright pack`: a run, a spec, or torch-model-archiver's arguments become an archive."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
+from typer.core import TyperCommand
 
 from marwright.cli.options import Json
-from marwright.cli.output import print_json, print_table
+from marwright.cli.output import print_json, print_table, say
 
-__all__ = ["pack"]
+if TYPE_CHECKING:
+    from marwright.archive import Packed
+    from marwright.archive.archiver import ArchiveFormat, Runtime
+    from marwright.archive.pack import Preflight
+
+__all__ = ["pack", "PackCommand"]
+
+ARCHIVER_OPTIONS = (
+    "--archive-format",
+    "--config-file",
+    "--export-path",
+    "--extra-files",
+    "--force",
+    "--handler",
+    "--help",
+    "--model-file",
+    "--model-name",
+    "--requirements-file",
+    "--runtime",
+    "--serialized-file",
+    "--version",
+)
+
+
+class PackCommand(TyperCommand):
+    """Takes torch-model-archiver's options also cut short, as argparse does: `--extra a.txt`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Spell options out before they are parsed."""
+        return super().parse_args(ctx, [self._spell_out(arg) for arg in args])
+
+    def _spell_out(self, arg: str) -> str:
+        name, equals, value = arg.partition("=")
+        own = {option for parameter in self.params for option in parameter.opts}
+        if not name.startswith("--") or len(name) < 3 or name in own:
+            return arg
+        meant = [option for option in ARCHIVER_OPTIONS if option.startswith(name)]
+        return f"{meant[0]}{equals}{value}" if len(meant) == 1 else arg
 
 
 def pack(
-    run: Annotated[
-        Path | None, typer.Argument(help="A run folder; or name the files below.")
+    source: Annotated[
+        Path | None,
+        typer.Argument(help="A run folder or a model.yaml; or name the files with the options."),
     ] = None,
-    name: Annotated[str, typer.Option(help="Model name; it becomes part of URLs.")] = "cnn",
-    version: Annotated[str, typer.Option(help="Model version.")] = "1.0",
+    model_name: Annotated[
+        str | None,
+        typer.Option("--model-name", "--name", help="Model name; it becomes part of URLs."),
+    ] = None,
+    version: Annotated[
+        str | None, typer.Option("--version", "-v", help="Model version; 1.0 for a run.")
+    ] = None,
     handler: Annotated[
-        str, typer.Option(help="A handler file, or the name of one of ours.")
-    ] = "image_classifier",
-    out: Annotated[Path, typer.Option(help="The store, or the .mar file itself.")] = Path(
-        "model_store"
-    ),
-    serialized_file: Annotated[
-        Path | None, typer.Option(help="Without a run: the TorchScript file.")
+        str | None,
+        typer.Option(
+            help="A handler file, or a name: with a run one of ours, else TorchServe's own."
+        ),
     ] = None,
-    extra_file: Annotated[
-        list[Path] | None, typer.Option(help="Without a run: another file; may be repeated.")
+    serialized_file: Annotated[
+        str | None, typer.Option(help="The weights: .pt, .pth, .onnx.")
+    ] = None,
+    model_file: Annotated[
+        str | None, typer.Option(help="The Python file with the network, for a state dict.")
+    ] = None,
+    extra_files: Annotated[
+        str | None, typer.Option(help="Further files, folders and wildcards, comma-separated.")
+    ] = None,
+    runtime: Annotated[str, typer.Option(help="python, python3 or LSP.")] = "python",
+    export_path: Annotated[
+        Path | None,
+        typer.Option(
+            "--export-path",
+            "--out",
+            help="The folder to write to; for a run or a spec also the file itself.",
+        ),
+    ] = None,
+    archive_format: Annotated[
+        str, typer.Option(help="default, zip-store, tgz or no-archive.")
+    ] = "default",
+    requirements_file: Annotated[
+        str | None, typer.Option("--requirements-file", "-r", help="A requirements.txt.")
     ] = None,
     config_file: Annotated[
-        Path | None,
-        typer.Option(help="A model-config.yaml: workers, batch size, handler settings."),
+        str | None, typer.Option("--config-file", "-c", help="A model-config.yaml.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", "-f", help="Replace the archive.")] = False,
+    preflight: Annotated[
+        bool,
+        typer.Option(
+            "--preflight/--no-preflight", help="Try the handler as a worker would, before writing."
+        ),
+    ] = True,
+    sample: Annotated[
+        list[Path] | None, typer.Option(help="A request to try; may be repeated.")
+    ] = None,
+    timeout: Annotated[
+        float, typer.Option(min=1, help="Seconds until a handler that hangs is a finding.")
+    ] = 120.0,
     as_json: Json = False,
 ) -> None:
-    """Pack a run, or explicit files, into a .mar archive.
+    """Pack a run, a model.yaml, or what torch-model-archiver takes, into an archive.
 
-    The archive runs on a stock TorchServe; the same inputs give the same bytes.
+    Every option of torch-model-archiver 0.12 has its name, meaning and default. The same inputs
+    give the same bytes, and the archive runs on a stock TorchServe.
     """
-    from marwright.archive import ModelSettings, Run, pack_files, pack_run
-    from marwright.errors import UsageError
+    from marwright.archive.pack import Preflight
 
-    if (run is None) == (serialized_file is None):
-        raise UsageError(
-            "pack needs a run, or --serialized-file", found="both" if run else "neither"
-        )
-    settings = ModelSettings.read(config_file) if config_file else None
-    if run is not None:
-        if extra_file:
-            raise UsageError("--extra-file goes with --serialized-file, not with a run")
-        packed = pack_run(
-            Run.open(run),
-            out=out,
-            name=name,
+    trial = Preflight(samples=tuple(sample or ()), timeout=timeout) if preflight else None
+    options = {
+        "--serialized-file": serialized_file,
+        "--model-file": model_file,
+        "--extra-files": extra_files,
+        "--requirements-file": requirements_file,
+    }
+    _check_choice("--runtime", runtime, ("LSP", "python", "python3"))
+    _check_choice("--archive-format", archive_format, tuple(FORMAT_NAMES))
+    if source is not None:
+        _refuse_options(options, runtime, archive_format)
+        packed = _pack_source(
+            source,
+            name=model_name,
             version=version,
             handler=handler,
-            settings=settings.model_dump(exclude_none=True) if settings else None,
+            config_file=config_file,
+            out=export_path,
             force=force,
+            preflight=trial,
         )
     else:
-        assert serialized_file is not None  # one of the two is given: checked above
-        packed = pack_files(
-            name=name,
-            version=version,
-            handler=handler,
-            serialized_file=serialized_file,
-            extra_files=extra_file or (),
-            settings=settings,
-            out=out,
+        packed = _pack_arguments(
+            {"--model-name": model_name, "--version": version, "--handler": handler},
+            {**options, "--config-file": config_file},
+            runtime=runtime,
+            archive_format=archive_format,
+            export_path=export_path,
             force=force,
+            preflight=trial,
         )
-    if as_json:
-        print_json(asdict(packed))
-        return
-    print_table(
-        ["archive", "model", "version", "bytes", "sha256"],
-        [[packed.path, packed.name, packed.version, f"{packed.size_bytes:,}", packed.sha256]],
+    _print(packed, as_json=as_json, digest=source is not None)
+
+
+FORMAT_NAMES = ("default", "no-archive", "tgz", "zip-store")
+
+
+def _check_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
+    from marwright.errors import UsageError
+
+    if value not in choices:
+        raise UsageError(f"{option} {value!r}", expected=f"one of {', '.join(choices)}")
+
+
+def _refuse_options(options: dict[str, str | None], runtime: str, archive_format: str) -> None:
+    from marwright.errors import UsageError
+
+    given = [name for name, value in options.items() if value is not None]
+    given += ["--runtime"] if runtime != "python" else []
+    given += ["--archive-format"] if archive_format != "default" else []
+    if given:
+        raise UsageError(
+            f"{given[0]} does not go with a run or a spec",
+            remedy="name it in a model.yaml, or leave the run out and name all files",
+        )
+
+
+def _pack_source(
+    source: Path,
+    *,
+    name: str | None,
+    version: str | None,
+    handler: str | None,
+    config_file: str | None,
+    out: Path | None,
+    force: bool,
+    preflight: Preflight | None,
+) -> Packed:
+    from marwright.archive import ModelSettings, Run, Spec, pack_run, pack_spec
+    from marwright.errors import UsageError
+
+    out = out or Path("model_store")
+    if source.suffix in (".yaml", ".yml") and not source.is_dir():
+        if config_file or handler:
+            raise UsageError(
+                "--config-file and --handler go with a run", remedy=f"write them into {source}"
+            )
+        changes = {"name": name, "version": version}
+        spec = Spec.read(source).override(
+            **{key: value for key, value in changes.items() if value is not None}
+        )
+        return pack_spec(
+            spec, folder=source.parent, path=source, out=out, force=force, preflight=preflight
+        )
+    settings = ModelSettings.read(Path(config_file)) if config_file else None
+    return pack_run(
+        Run.open(source),
+        out=out,
+        name=name or "cnn",
+        version=version or "1.0",
+        handler=handler or "image_classifier",
+        settings=settings.model_dump(exclude_none=True) if settings else None,
+        force=force,
+        preflight=preflight,
     )
+
+
+def _pack_arguments(
+    required: dict[str, str | None],
+    optional: dict[str, str | None],
+    *,
+    runtime: str,
+    archive_format: str,
+    export_path: Path | None,
+    force: bool,
+    preflight: Preflight | None,
+) -> Packed:
+    from marwright.archive import Arguments, pack_arguments
+    from marwright.errors import UsageError
+
+    missing = [name for name, value in required.items() if value is None]
+    if missing:
+        raise UsageError(
+            f"pack needs {', '.join(missing)}",
+            expected="a run folder, a model.yaml, or torch-model-archiver's options",
+        )
+    keys = {name.removeprefix("--").replace("-", "_"): value for name, value in optional.items()}
+    arguments = Arguments(
+        model_name=required["--model-name"] or "",
+        version=required["--version"] or "",
+        handler=required["--handler"] or "",
+        runtime=cast("Runtime", runtime),
+        archive_format=cast("ArchiveFormat", archive_format),
+        export_path=str(export_path) if export_path else ".",
+        **keys,
+    )
+    return pack_arguments(arguments, force=force, preflight=preflight)
+
+
+def _print(packed: Packed, *, as_json: bool, digest: bool) -> None:
+    """Print what was written; the file's digest only where nobody waits for a drop-in's speed."""
+    if as_json:
+        print_json(packed.to_json())
+        return
+    for finding in packed.findings:
+        say(str(finding))
+    facts = {
+        "archive": packed.path,
+        "model": packed.name,
+        "version": packed.version,
+        "bytes": f"{packed.size_bytes:,}",
+        **({"sha256": packed.sha256} if digest else {"root digest": packed.root_digest}),
+    }
+    print_table(list(facts), [list(facts.values())])
