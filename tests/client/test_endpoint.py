@@ -17,6 +17,7 @@ FULL = Endpoint(
     key_file=Path("/run/keys ü.json"),
     model_store=Path("/srv/store"),
     log_file=Path("/run/logs/server.log"),
+    policy=Path("/run/policy.yaml"),
 )
 
 

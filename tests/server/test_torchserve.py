@@ -40,7 +40,7 @@ def pack_handler(run: Run, folder: Path, statement: str) -> Path:
     """Pack a handler that does something at load; return the store."""
     source = folder / "own_handler.py"
     source.write_text(HANDLER.format(statement=statement), encoding="utf-8")
-    pack_run(run, out=folder / "store", name="bad", handler=str(source))
+    pack_run(run, out=folder / "store", name="bad", handler=str(source), preflight=None)
     return folder / "store"
 
 
@@ -185,7 +185,7 @@ def test_a_killed_server_is_told_from_one_that_ended(packed: Packed) -> None:
 
 def test_the_lowest_version_of_a_store_comes_first(run: Run, tmp_path: Path) -> None:
     for version in ("10.0", "2.0"):
-        pack_run(run, out=tmp_path / f"cnn-{version}.mar", version=version)
+        pack_run(run, out=tmp_path / f"cnn-{version}.mar", version=version, preflight=None)
     assert list_archives(tmp_path) == ["cnn-2.0.mar", "cnn-10.0.mar"]
 
 

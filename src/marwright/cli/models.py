@@ -92,7 +92,7 @@ def register_model(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Register an archive and wait for its workers.
+    """Register an archive that the server's policy admits, and wait for its workers.
 
     A new version of a known model does not become the default: see `models default`.
     """

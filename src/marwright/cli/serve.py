@@ -45,6 +45,12 @@ def serve(
     logs: Annotated[
         Path | None, typer.Option(help="Folder for the server's log; kept when it stops.")
     ] = None,
+    policy: Annotated[
+        Path | None,
+        typer.Option(
+            help="Which archives may be loaded; marwright-policy.yaml of the store if any."
+        ),
+    ] = None,
     timeout: Annotated[
         float, typer.Option(min=1, help="Seconds until every model must be READY.")
     ] = 120.0,
@@ -55,6 +61,7 @@ def serve(
     Ctrl-C or SIGTERM stops the server and everything it started. Of several versions of a model
     the lowest is the default, unless archives are named: then the first.
     """
+    from marwright.archive.policy import Policy
     from marwright.server import Ports, TorchServe
     from marwright.server.properties import DEFAULTS, read_properties
     from marwright.server.registry import announce, check_name
@@ -72,6 +79,7 @@ def serve(
         models=names,
         properties=properties,
         ports=None if free_ports else Ports.from_properties(properties),
+        policy=Policy.read(policy) if policy else None,
         timeout=timeout,
         logs=logs,
     )
@@ -113,6 +121,7 @@ def _print_ready(server: TorchServe, name: str, *, as_json: bool) -> None:
         "metrics": endpoint.metrics_url,
         "key_file": endpoint.key_file,
         "log": server.log_file,
+        "policy": endpoint.policy or "none",
         "ready_seconds": round(server.ready_seconds, 2),
     }
     if as_json:

@@ -25,6 +25,8 @@ class Endpoint:
     """The server's store, where it is on this machine."""
     log_file: Path | None = None
     """The server's log, where it is on this machine; workers leave their tracebacks there."""
+    policy: Path | None = None
+    """What archives must fulfil that are registered with it, where it has a policy."""
 
     def write(self, path: Path) -> None:
         """Write the endpoint as JSON; it names the key file and holds no token."""
@@ -48,6 +50,7 @@ class Endpoint:
                 key_file=Path(values["key_file"]) if values.get("key_file") else None,
                 model_store=Path(values["model_store"]) if values.get("model_store") else None,
                 log_file=Path(values["log_file"]) if values.get("log_file") else None,
+                policy=Path(values["policy"]) if values.get("policy") else None,
             )
         except (OSError, ValueError, KeyError, TypeError) as exc:
             raise NoServerError(

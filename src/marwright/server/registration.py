@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import filecmp
 import shutil
+import tempfile
 import time
 from pathlib import Path
 
 from marwright.archive.manifest import Manifest
-from marwright.archive.reader import Archive
+from marwright.archive.policy import Policy, admit, find_policy
+from marwright.archive.reader import read_manifest
+from marwright.archive.signature import signature_path
 from marwright.client import Client, ModelVersion
 from marwright.errors import (
     AnswerError,
@@ -20,7 +23,7 @@ from marwright.errors import (
     UsageError,
 )
 from marwright.server.worker_log import WorkerFailure, read_failures
-from marwright.storage import write_file
+from marwright.storage import translate_os_errors, write_file
 
 __all__ = ["register"]
 
@@ -33,10 +36,11 @@ def register(
 ) -> ModelVersion:
     """Check an archive, bring it into the server's store, register it, wait for its workers.
 
-    `store` is needed only where the client's endpoint does not say it.
+    It must fulfil the policy that the server was started with, or that its store holds. `store` is
+    needed only where the client's endpoint does not say it.
 
     Raises:
-        ArchiveError: it is broken; the server was not asked.
+        ArchiveError: it is broken, or the policy refuses it; the server was not asked.
         UsageError: the store holds another archive of this file name.
         ConflictError: this version is registered already.
         ModelLoadError: a worker died while loading; nothing stays registered, nor in the store.
@@ -45,19 +49,20 @@ def register(
     store = store or endpoint.model_store
     if store is not None and archive.parent == Path() and not archive.exists():
         archive = store / archive  # a bare name, as TorchServe takes them
-    manifest = Archive.open(archive).manifest
+    manifest = read_manifest(archive)
     if store is None:
         raise ServerError(
             "the server's store is not known here", remedy="pass --store, where archives are read"
         )
-    copied = _bring_into_store(archive.resolve(), store)
+    policy = Policy.read(endpoint.policy) if endpoint.policy else find_policy(store)
+    added = _bring_into_store(archive, store, policy)
     log = endpoint.log_file
     offset = log.stat().st_size if log is not None and log.exists() else 0
     try:
         registered = client.models.register(archive.name, workers=workers)
     except AnswerError as exc:
-        if copied:  # else the next `marwright serve` of the whole store would stumble over it
-            (store / archive.name).unlink(missing_ok=True)
+        for path in added:  # else the next `marwright serve` of the whole store stumbles over it
+            path.unlink(missing_ok=True)
         if isinstance(exc, (ConflictError, ModelNotFoundError)):
             raise
         _forget(client, manifest.name, manifest.version)
@@ -79,20 +84,42 @@ def _wait_for_failure(log: Path, offset: int, manifest: Manifest) -> WorkerFailu
     return None
 
 
-def _bring_into_store(archive: Path, store: Path) -> bool:
-    """Copy an archive into the store where it is not there yet; return whether it was copied."""
+def _bring_into_store(archive: Path, store: Path, policy: Policy | None) -> list[Path]:
+    """Copy an archive and its signature into the store; return the files that were not there yet.
+
+    The very bytes that will be loaded are judged, before they have a name that anything would load.
+    """
     target = store / archive.name
     if target.exists():
-        if target.samefile(archive) or filecmp.cmp(target, archive, shallow=False):
-            return False
-        raise UsageError(
-            f"the store holds another {archive.name}",
-            found=str(target),
-            remedy="give this archive a file name of its own, such as cnn-2.0.mar",
-        )
-    with write_file(target) as stream, archive.open("rb") as source:
+        if target.samefile(archive):
+            admit(target, policy)
+            return []
+        if not filecmp.cmp(target, archive, shallow=False):
+            raise UsageError(
+                f"the store holds another {archive.name}",
+                found=str(target),
+                remedy="give this archive a file name of its own, such as cnn-2.0.mar",
+            )
+    with (
+        translate_os_errors(f"write {target}"),
+        # Hidden: TorchServe passes over it when it loads the whole store.
+        tempfile.TemporaryDirectory(prefix=".incoming-", dir=store) as folder,
+    ):
+        signatures = (signature_path(archive), signature_path(target))
+        sources = [archive, *[path for path in signatures if path.exists()][:1]]
+        copies = [_copy(path, Path(folder)) for path in sources]
+        admit(copies[0], policy, shown=archive)
+        added = [store / copy.name for copy in copies if not (store / copy.name).exists()]
+        for copy in reversed(copies):  # the signature first: no moment without it
+            copy.replace(store / copy.name)
+    return added
+
+
+def _copy(path: Path, folder: Path) -> Path:
+    copy = folder / path.name
+    with write_file(copy) as stream, path.open("rb") as source:
         shutil.copyfileobj(source, stream, 1 << 20)
-    return True
+    return copy
 
 
 def _forget(client: Client, name: str, version: str) -> None:

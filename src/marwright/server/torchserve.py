@@ -22,7 +22,8 @@ from importlib import resources
 from pathlib import Path
 from types import TracebackType
 
-from marwright.archive.reader import Archive
+from marwright.archive.policy import POLICY_NAME, Policy, admit, find_policy
+from marwright.archive.reader import read_manifest
 from marwright.client import Client, Endpoint
 from marwright.errors import (
     ClientError,
@@ -58,10 +59,12 @@ class TorchServe:
             print(server.client.predict("cnn", Path("seven.png")).json())
 
     `models` are file names in the store, loaded at start. `properties` override the defaults of
-    marwright.server.properties; `ports` None means free ones. `timeout` is the deadline in seconds
-    for the whole start. Entering returns once every model has its workers READY, and raises a
-    ServerError that says why not otherwise; leaving ends the process group and removes the private
-    run folder (mode 0700) that holds tokens, sockets, temporary files and, without `logs`, the log.
+    marwright.server.properties; `ports` None means free ones. `policy` says which archives may be
+    loaded and registered; a policy file in the store does so too. `timeout` is the deadline in
+    seconds for the whole start. Entering returns once every model has its workers READY, and raises
+    a ServerError that says why not otherwise; leaving ends the process group and removes the
+    private run folder (mode 0700) that holds tokens, sockets, temporary files and, without `logs`,
+    the log.
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class TorchServe:
         models: Sequence[str] = (),
         properties: Mapping[str, str] | None = None,
         ports: Ports | None = None,
+        policy: Policy | None = None,
         timeout: float = 120.0,
         logs: Path | None = None,
     ) -> None:
@@ -83,6 +87,7 @@ class TorchServe:
         self._guard: subprocess.Popen[bytes] | None = None
         self._client: Client | None = None
         self._expected = self._read_archives()
+        self.policy = find_policy(self.store, policy)
         self.run_folder = NO_FOLDER
         self.ready_seconds = 0.0
         """From the start of the process to the last worker READY."""
@@ -127,6 +132,8 @@ class TorchServe:
         """Start the server and wait for its models; see the class for what is raised."""
         if self._guard is not None:
             raise ServerError("the server is running", remedy="stop() it first")
+        for file in self.models:  # now, not when the object was made: the store may change
+            admit(self.store / file, self.policy)
         for attempt in range(1, PORT_TRIES + 1):
             ports = self._wanted_ports or Ports.find_free()
             ports.check_free()
@@ -181,7 +188,7 @@ class TorchServe:
             )
         expected: dict[tuple[str, str], str] = {}
         for file in self.models:
-            manifest = Archive.open(self.store / file).manifest
+            manifest = read_manifest(self.store / file)
             key = manifest.name, manifest.version
             if key in expected:
                 raise ServerError(
@@ -242,9 +249,18 @@ class TorchServe:
             key_file=self.run_folder / "key_file.json" if tokens_on else None,
             model_store=self.store,
             log_file=self.log_file,
+            policy=self._write_policy(),
         )
         endpoint.write(self.run_folder / "endpoint.json")
         self._client = Client(endpoint)
+
+    def _write_policy(self) -> Path | None:
+        """Write the policy where those who register look for it, and nobody else can change it."""
+        if self.policy is None:
+            return None
+        path = self.run_folder / POLICY_NAME
+        self.policy.write(path)
+        return path
 
     def _render(self, ports: Ports) -> str:
         return render_properties(
@@ -345,7 +361,7 @@ def list_archives(store: Path) -> list[str]:
 
     TorchServe makes the first version that it loads the default one.
     """
-    manifests = {path.name: Archive.open(path).manifest for path in sorted(store.glob("*.mar"))}
+    manifests = {path.name: read_manifest(path) for path in sorted(store.glob("*.mar"))}
     return sorted(
         manifests,
         key=lambda file: (
