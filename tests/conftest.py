@@ -40,8 +40,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def store(tmp_path_factory: pytest.TempPathFactory, run: Run) -> Path:
     """A store with versions 1.0 and 2.0 of that run's model."""
     folder = tmp_path_factory.mktemp("store")
-    pack_run(run, out=folder / "cnn.mar")
-    pack_run(run, out=folder / "cnn-2.0.mar", version="2.0")
+    pack_run(run, out=folder / "cnn.mar", preflight=None)
+    pack_run(run, out=folder / "cnn-2.0.mar", version="2.0", preflight=None)
     return folder
 
 
@@ -55,7 +55,7 @@ def server(store: Path) -> Iterator[TorchServe]:
 @pytest.fixture
 def packed(tmp_path: Path, run: Run) -> Packed:
     """A fresh archive in a folder of its own."""
-    return pack_run(run, out=tmp_path / "store")
+    return pack_run(run, out=tmp_path / "store", preflight=None)
 
 
 @pytest.fixture

@@ -38,7 +38,7 @@ def test_training_imports_archive_errors_and_storage_at_most(root: Path) -> None
 def test_the_toolkit_imports_neither_handlers_nor_training(root: Path, package: str) -> None:
     forbidden = {"handlers", "training", "cli"} | ({"server"} - {package})
     found = [pair[1].split(".") for pair in read_imports(root / "src/marwright" / package)]
-    assert not [name for name in found if name[0] == "marwright" and name[1] in forbidden]
+    assert not [name for name in found if name[0] == "marwright" and set(name[1:2]) & forbidden]
 
 
 def test_config_properties_is_what_the_defaults_render_to(root: Path) -> None:
@@ -51,6 +51,6 @@ def test_the_readme_shows_every_command(root: Path) -> None:
     )
     commands = re.findall(r"^  ([a-z]+)  +[A-Z]", answer.stdout, re.MULTILINE)
     readme = (root / "README.md").read_text("utf-8")
-    assert len(commands) == 7
+    assert len(commands) > 10
     for command in commands:
         assert f"`marwright {command}" in readme

@@ -56,7 +56,7 @@ def test_models_are_listed_shown_and_scaled(marwright: Command, server: TorchSer
     ("arguments", "status", "text"),
     [
         (["frobnicate"], 2, "No such command"),
-        (["pack"], 2, "pack needs a run"),
+        (["pack"], 2, "pack needs --model-name"),
         (["pack", "absent"], 1, "there is no run folder absent"),
         (["train", "--epochs", "0", "--out", "r"], 2, "epochs 0"),
         (["train", "--dataset", "moon", "--out", "r"], 1, "no data set 'moon'"),

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory, run: Run) -> Packed:
-    return pack_run(run, out=tmp_path_factory.mktemp("store"))
+    return pack_run(run, out=tmp_path_factory.mktemp("store"), preflight=None)
 
 
 @pytest.fixture

@@ -113,7 +113,7 @@ def run_demo(
         switched = _switch(server, packed["2.0"].path, scans[:20], expected)
     outcome = Outcome(
         test_accuracy={version: run.report["accuracy"] for version, run in runs.items()},
-        archives=[asdict(item) for item in packed.values()],
+        archives=[item.to_json() for item in packed.values()],
         seconds_to_ready=round(server.ready_seconds, 2),
         requests_sent=len(scans),
         requests_answered=served.requests,

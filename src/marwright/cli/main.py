@@ -12,7 +12,25 @@ from typing import Annotated
 import typer
 
 import marwright
-from marwright.cli import demo, doctor, models, pack, predict, serve, train
+from marwright.cli import (
+    check,
+    demo,
+    diff,
+    doctor,
+    extract,
+    inspect,
+    models,
+    pack,
+    predict,
+    repack,
+    run,
+    schema,
+    serve,
+    sign,
+    store,
+    train,
+    verify,
+)
 from marwright.cli.output import print_error, say
 from marwright.errors import MarwrightError
 
@@ -48,10 +66,20 @@ def _root(
 
 app.command("demo")(demo.run_demo)
 app.command("train")(train.train)
-app.command("pack")(pack.pack)
+app.command("pack", cls=pack.PackCommand)(pack.pack)
 app.command("serve")(serve.serve)
 app.command("predict")(predict.predict)
+app.command("run")(run.run)
+app.command("inspect")(inspect.inspect)
+app.command("diff")(diff.diff)
+app.command("extract")(extract.extract)
+app.command("repack")(repack.repack)
+app.add_typer(store.app, name="store")
+app.command("sign")(sign.sign)
+app.command("check")(check.check)
+app.command("verify")(verify.verify)
 app.add_typer(models.app, name="models")
+app.command("schema")(schema.schema)
 app.command("doctor")(doctor.doctor)
 
 
