@@ -141,7 +141,9 @@ def test_a_damaged_manifest_is_refused(tmp_path: Path) -> None:
 
 
 @given(position=st.floats(0, 1, exclude_max=True), value=st.integers(0, 255))
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_a_damaged_byte_never_raises_a_foreign_error(
     tmp_path: Path, position: float, value: int
 ) -> None:
