@@ -7,10 +7,12 @@ some 6 GiB of free disk and ten minutes.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
-import shutil
+import re
+import shlex
 import statistics
 import subprocess
 import sys
@@ -66,7 +68,7 @@ def measure_pack(folder: Path) -> dict[str, Any]:
     write_weights(folder / "weights.pt")
     (folder / "handler.py").write_text(HANDLER, encoding="utf-8")
     arguments = ["--model-name", "big", "--version", "1.0", "--handler", "handler.py"]
-    arguments += ["--serialized-file", "weights.pt", "--force"]
+    arguments += ["--serialized-file", "weights.pt"]
     archiver = [str(Path(sys.executable).with_name("torch-model-archiver")), *arguments]
     marwright = [sys.executable, "-m", "marwright", "pack", *arguments, "--no-preflight"]
     for place in ("deflated", "stored", "ours"):
@@ -82,29 +84,66 @@ def measure_pack(folder: Path) -> dict[str, Any]:
         },
         folder,
         rounds=ROUNDS,
+        # Each writes a new file: over an old one, ext4 waits for the disk before it renames.
+        before=lambda: clear(folder, "deflated/big.mar", "stored/big.mar", "ours/big.mar"),
     )
     return describe(runs, over="marwright pack", faster=True)
 
 
 def measure_repack(folder: Path) -> dict[str, Any]:
-    """Change the handler of the 1 GiB archive, beside `cp` of the archive."""
-    (folder / "new.py").write_text(HANDLER.replace("ok", "new"), encoding="utf-8")
-    shutil.copy(folder / "new.py", folder / "ours/handler.py")
-    repack = ["repack", "ours/big.mar", "--handler", "ours/handler.py", "--out", "ours/new.mar"]
+    """Change the handler of the 1 GiB archive, beside `cp` of it: as a command and in process."""
+    (folder / "new").mkdir()
+    (folder / "new/handler.py").write_text(HANDLER.replace("ok", "new"), encoding="utf-8")
+    arguments = ["ours/big.mar", "--handler", "new/handler.py", "--out", "ours/new.mar"]
+    repack = [sys.executable, "-m", "marwright", "repack", *arguments, "--no-preflight"]
+    copy = ["cp", "ours/big.mar", "ours/copy.mar"]
     runs = interleave(
         {
-            "cp": ["cp", "ours/big.mar", "ours/copy.mar"],
-            "marwright repack": [
-                *(sys.executable, "-m", "marwright", *repack, "--force", "--no-preflight")
+            "cp": copy,
+            "marwright repack": repack,
+            "cp, until on disk": ["sh", "-c", f"{shlex.join(copy)} && sync -f ours"],
+            "marwright repack, until on disk": [
+                *("sh", "-c", f"{shlex.join(repack)} && sync -f ours")
             ],
         },
         folder,
         rounds=QUICK_ROUNDS,
-        before=lambda: [
-            (folder / "ours" / name).unlink(missing_ok=True) for name in ("copy.mar", "new.mar")
-        ],
+        before=lambda: clear(folder, "ours/copy.mar", "ours/new.mar"),
     )
-    return describe(runs, over="cp")
+    runs["repack() in process"] = [measure_in_process(folder) for _ in range(QUICK_ROUNDS)]
+    result = describe(runs, over="cp")
+    written = describe(runs, over="cp, until on disk")
+    name = "marwright repack, until on disk"
+    return {**result, name: written[name]}
+
+
+def measure_in_process(folder: Path) -> Run:
+    """Return what repack() takes once marwright is imported."""
+    clear(folder, "ours/new.mar")
+    os.sync()
+    answer = subprocess.run(
+        [sys.executable, "-c", REPACK], cwd=folder, capture_output=True, text=True, check=True
+    )
+    seconds, peak = map(float, answer.stdout.split())
+    return Run(seconds, peak)
+
+
+REPACK = (
+    "import re, time; from pathlib import Path\n"
+    "from marwright.archive.repack import Changes, repack\n"
+    "started = time.perf_counter()\n"
+    "changes = Changes(handler='new/handler.py')\n"
+    "repack(Path('ours/big.mar'), changes, out=Path('ours/new.mar'), preflight=None)\n"
+    "seconds = time.perf_counter() - started\n"
+    "status = Path('/proc/self/status').read_text()\n"
+    "print(seconds, int(re.search(r'VmHWM:\\s+(\\d+)', status)[1]) / 1024)\n"
+)
+
+
+def clear(folder: Path, *names: str) -> None:
+    """Remove files that an earlier round left."""
+    for name in names:
+        (folder / name).unlink(missing_ok=True)
 
 
 def measure_inspect(folder: Path) -> dict[str, Any]:
@@ -176,21 +215,29 @@ def interleave(
 
 
 def run(command: list[str], folder: Path) -> Run:
-    """Run one command and return its seconds, with the largest of its processes."""
+    """Run one command and return its seconds, with the most memory that it had."""
     os.sync()  # what others wrote is not to be written out on this one's time
+    environment = {**os.environ, "TMPDIR": str(folder / "tmp")}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # as users have it
     started = time.perf_counter()
-    process = subprocess.Popen(
-        command,
-        cwd=folder,
-        env={**os.environ, "TMPDIR": str(folder / "tmp")},
-        stdout=subprocess.DEVNULL,
-    )
-    _, status, usage = os.wait4(process.pid, 0)
+    process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL)
+    peak = 0.0
+    while process.poll() is None:
+        peak = max(peak, read_peak(process.pid))
+        time.sleep(0.01)
     seconds = time.perf_counter() - started
-    process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} ended with status {process.returncode}")
-    return Run(seconds, usage.ru_maxrss / 1024)
+    return Run(seconds, peak)
+
+
+def read_peak(pid: int) -> float:
+    """Return the most memory that a process has had so far, in MB; its children's is not in it."""
+    with contextlib.suppress(OSError):
+        status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+        if match := re.search(r"VmHWM:\s+(\d+) kB", status):
+            return int(match[1]) / 1024
+    return 0.0
 
 
 def describe(runs: Mapping[str, list[Run]], *, over: str, faster: bool = False) -> dict[str, Any]:

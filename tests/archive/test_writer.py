@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import io
 import os
+import struct
 import subprocess
 import sys
 import tarfile
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from marwright.archive.checks.structure import scan_structure
 from marwright.archive.container import open_container
 from marwright.archive.digests import root_digest
 from marwright.archive.member import Member, Stretch
@@ -165,3 +167,15 @@ def test_a_target_that_cannot_be_written_is_a_storage_error(tmp_path: Path) -> N
 def test_a_name_that_could_leave_the_folder_is_no_member(name: str) -> None:
     with pytest.raises(ArchiveError, match="cannot be a name inside an archive"):
         Member(name, b"")
+
+
+def test_large_members_begin_aligned(tmp_path: Path) -> None:
+    members = [Member("a", b"a"), Member("big", bytes(16 << 20)), Member("c", b"c")]
+    target = write_archive(tmp_path / "m.mar", members).path
+    with zipfile.ZipFile(target) as archive:
+        assert archive.testzip() is None
+        info = archive.getinfo("big")
+    header = target.read_bytes()[info.header_offset : info.header_offset + 30]
+    name_bytes, extra_bytes = struct.unpack("<HH", header[26:])
+    assert (info.header_offset + 30 + name_bytes + extra_bytes) % (1 << 15) == 0
+    assert not scan_structure(target)

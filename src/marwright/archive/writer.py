@@ -45,6 +45,13 @@ BLOCK_BYTES = 1 << 20
 ZIP64_BYTES = 0xFFFFFFFF
 ZIP64_MEMBERS = 0xFFFF
 MODE = 0o644
+ALIGNMENT_BYTES = 1 << 15
+"""The largest power of two that an extra field, of at most 65,535 bytes, can always pad to."""
+ALIGNED_BYTES = 16 << 20
+"""Data of this size begins at a multiple of that: the kernel then copies runs of pages into another
+archive (1 GiB: 0.35 s, at any byte 0.5 s), and whoever maps the file gets aligned tensors."""
+ALIGNMENT_FIELD = 0xD935
+"""The id that Android's zipalign and apksig give such padding; unknown ones are skipped (4.5.1)."""
 
 
 @dataclass(frozen=True)
@@ -126,9 +133,12 @@ class _Header:
             extra = struct.pack("<HHQQ", 1, 16, self.size_bytes, self.compressed_bytes)  # 4.5.3
             sizes = ZIP64_BYTES, ZIP64_BYTES
         name = self.name.encode()
+        version = 45 if extra else 20
+        if self.compressed_bytes >= ALIGNED_BYTES:
+            extra += _pad(self.offset + 30 + len(name) + len(extra))
         return (
             b"PK\x03\x04"
-            + struct.pack("<H", 45 if extra else 20)
+            + struct.pack("<H", version)
             + self._common(*sizes)
             + struct.pack("<HH", len(name), len(extra))
             + name
@@ -162,6 +172,12 @@ class _Header:
         return struct.pack(
             "<HHHHIII", flags, self.method, clock, calendar, self.crc32, compressed, size
         )
+
+
+def _pad(position: int) -> bytes:
+    """Return the extra field that, standing at `position`, lets data begin aligned."""
+    length = -(position + 6) % ALIGNMENT_BYTES
+    return struct.pack("<HHH", ALIGNMENT_FIELD, 2 + length, ALIGNMENT_BYTES) + bytes(length)
 
 
 def _end_of_directory(count: int, start: int, size: int, comment: bytes) -> bytes:
@@ -257,52 +273,52 @@ class _Sums:
     sha256: str
 
 
-class _Summing(threading.Thread):
-    """Takes checksums in a thread of its own: both release the lock that Python's threads share.
+class _Digesting(threading.Thread):
+    """Takes the digest in a thread of its own; hashing releases the lock that threads share.
 
-    1 GiB on two cores: 1.6 s beside the writing, 2.9 s one after the other.
+    It takes 1 s for 1 GiB, as long as reading, CRC-32 and writing take together.
     """
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
-        self._blocks: queue.Queue[bytes] = queue.Queue(maxsize=4)
+        self._blocks: queue.Queue[bytes] = queue.Queue(maxsize=8)
         self._digest = hashlib.sha256()
-        self._crc = self._size = 0
         self.start()
 
     def add(self, block: bytes) -> None:
-        """Take the next block; waits while the thread is four blocks behind."""
+        """Take the next block; waits while the thread is eight blocks behind."""
         self._blocks.put(block)
 
     def run(self) -> None:
         while block := self._blocks.get():
             self._digest.update(block)
-            self._crc = zlib.crc32(block, self._crc)
-            self._size += len(block)
 
-    def finish(self) -> _Sums:
-        """Return the sums over all blocks."""
+    def finish(self) -> str:
+        """Return the digest over all blocks, in hex."""
         self._blocks.put(b"")
         self.join()
-        return _Sums(self._size, self._crc, self._digest.hexdigest())
+        return self._digest.hexdigest()
 
 
 def _copy(source: IO[bytes], target: IO[bytes] | None) -> _Sums:
     block = source.read(BLOCK_BYTES)
-    if len(block) < BLOCK_BYTES:  # all of it: not worth a thread
+    size, crc = len(block), 0
+    if size < BLOCK_BYTES:  # all of it: not worth a thread
         if target is not None:
             target.write(block)
-        return _Sums(len(block), zlib.crc32(block), hashlib.sha256(block).hexdigest())
-    summing = _Summing()
+        return _Sums(size, zlib.crc32(block), hashlib.sha256(block).hexdigest())
+    digesting = _Digesting()
     try:
         while block:
-            summing.add(block)
+            digesting.add(block)
+            crc = zlib.crc32(block, crc)
             if target is not None:
                 target.write(block)
             block = source.read(BLOCK_BYTES)
+            size += len(block)
     finally:
-        sums = summing.finish()
-    return sums
+        digest = digesting.finish()
+    return _Sums(size, crc, digest)
 
 
 def _measure(source: IO[bytes]) -> int:

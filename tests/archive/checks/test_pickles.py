@@ -12,6 +12,7 @@ import lzma
 import os
 import pickle
 import struct
+import sys
 import tarfile
 import warnings
 import zipfile
@@ -242,11 +243,12 @@ def test_a_state_dict_has_no_finding(tmp_path: Path, legacy: bool, method: int) 
     assert scan(tmp_path, "model.pt", content, method=method) == []
 
 
-def test_a_state_dict_is_known_without_picklescan(
-    tmp_path: Path, state: bytes, monkeypatch: pytest.MonkeyPatch
+def test_what_torch_writes_of_tensors_is_known_without_picklescan(
+    tmp_path: Path, state: bytes, scripted: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "picklescan.scanner", None)  # as if absent
-    assert scan(tmp_path, "model.pt", state) == []
+    monkeypatch.setitem(sys.modules, "picklescan.scanner", None)  # as if absent
+    for torch_file in (state, scripted):
+        assert scan(tmp_path, "model.pt", torch_file) == []
 
 
 def test_all_that_weights_only_admits_is_admitted() -> None:

@@ -120,7 +120,7 @@ def _walks(name: str) -> bool:
 @functools.lru_cache(maxsize=4096)
 def _is_known_attack(module: str, name: str) -> bool:
     """Ask picklescan for its opinion on one import, as the pickle that only does that."""
-    from picklescan.scanner import SafetyLevel, scan_pickle_bytes  # 20 ms: only where it is needed
+    from picklescan.scanner import SafetyLevel, scan_pickle_bytes  # 30 ms: only where it is needed
 
     if "\n" in module + name:
         return True

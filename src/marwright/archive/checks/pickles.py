@@ -118,6 +118,8 @@ _DOUBTFUL = (b"x", b"\x5d")
 """Of these beginnings, those that text may have too."""
 
 _NAME = re.compile(r"[A-Za-z_][\w.]*")
+_SCRIPT_MODULE = re.compile(r"__torch__\b|torch\.jit\._pickle$")
+"""Names in TorchScript's pickles; torch's C++ side reads them, to which they are no modules."""
 _FILE_CALL = re.compile(rb"([\w.]*)\s*\.\s*(from_file|save|load_tensor)\s*\(")
 # A pickle's ways to name an import: two lines, or two texts with the memo's opcodes between them.
 _NAMES_STATED = re.compile(rb"c([A-Za-z_][\w.]{1,255})\n([A-Za-z_][\w.]{1,255})\n")
@@ -384,11 +386,12 @@ def _judge(pickle: Followed, place: _Place) -> dict[tuple[str, str], Verdict]:
     """Judge a pickle's imports; where it may be text by chance, those that are named and used."""
     verdicts = {}
     for module, name in pickle.imports:
-        verdict = judge(module, name, protocol=pickle.protocol)
-        if place.is_script and re.match(r"__torch__\b|torch\.jit\._pickle$", module):
-            verdict = Verdict.TENSORS  # read by torch's C++ side, to which they are no modules
+        if place.is_script and _SCRIPT_MODULE.match(module):
+            verdict = Verdict.TENSORS
         elif (module, name) == ("torch.storage", "_load_from_bytes") and pickle.nested:
             verdict = Verdict.OBJECTS  # those bytes are looked into
+        else:
+            verdict = judge(module, name, protocol=pickle.protocol)
         verdicts[module, name] = verdict
     if pickle.is_marked:
         return verdicts
