@@ -17,6 +17,9 @@ def test_the_figures_are_those_of_the_last_measurement(root: Path) -> None:
     demo, boot = measured["demo"], measured["boot"]
     assert f"{demo['total_seconds']} s, of which training {demo['train_seconds']} s" in readme
     assert f"{boot['ratio']} times" in readme
+    archive = json.loads((root / "benchmarks/results/archive.json").read_text("utf-8"))["pack"]
+    for name in ("torch-model-archiver", "torch-model-archiver zip-store"):
+        assert f"{archive[name]['times_slower']} times" in readme
 
 
 @pytest.mark.server

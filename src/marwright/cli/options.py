@@ -14,13 +14,25 @@ import typer
 if TYPE_CHECKING:
     from marwright.client import Client
 
-__all__ = ["check_workers", "Json", "Store", "with_client"]
+__all__ = ["check_workers", "Json", "Samples", "Store", "Trial", "TrialSeconds", "with_client"]
 
 WORKERS_PER_CORE = 4
 """More of them only wait for one another."""
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Store = Annotated[Path, typer.Option(help="Folder of archives.")]
+Trial = Annotated[
+    bool,
+    typer.Option(
+        "--preflight/--no-preflight", help="Try the archive as a worker would, before writing."
+    ),
+]
+Samples = Annotated[
+    list[Path] | None, typer.Option("--sample", help="A request to try; may be repeated.")
+]
+TrialSeconds = Annotated[
+    float, typer.Option("--timeout", min=1, help="Seconds until a handler that hangs is a finding.")
+]
 
 
 def with_client(command: Callable[..., None]) -> Callable[..., None]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 from typer.core import TyperCommand
 
-from marwright.cli.options import Json
+from marwright.cli.options import Json, Samples, Trial, TrialSeconds
 from marwright.cli.output import print_json, print_table, say
 
 if TYPE_CHECKING:
@@ -97,18 +97,9 @@ def pack(
         str | None, typer.Option("--config-file", "-c", help="A model-config.yaml.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", "-f", help="Replace the archive.")] = False,
-    preflight: Annotated[
-        bool,
-        typer.Option(
-            "--preflight/--no-preflight", help="Try the handler as a worker would, before writing."
-        ),
-    ] = True,
-    sample: Annotated[
-        list[Path] | None, typer.Option(help="A request to try; may be repeated.")
-    ] = None,
-    timeout: Annotated[
-        float, typer.Option(min=1, help="Seconds until a handler that hangs is a finding.")
-    ] = 120.0,
+    preflight: Trial = True,
+    sample: Samples = None,
+    timeout: TrialSeconds = 120.0,
     as_json: Json = False,
 ) -> None:
     """Pack a run, a model.yaml, or what torch-model-archiver takes, into an archive.

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from marwright.cli.options import Json
+from marwright.cli.options import Json, Samples, Trial, TrialSeconds
 from marwright.cli.output import print_json, print_table, say
 from marwright.errors import UsageError
 
@@ -39,18 +39,9 @@ def repack(
     force: Annotated[
         bool, typer.Option("--force", "-f", help="Replace what is there; needed without --out.")
     ] = False,
-    preflight: Annotated[
-        bool,
-        typer.Option(
-            "--preflight/--no-preflight", help="Try the archive as a worker would, before writing."
-        ),
-    ] = True,
-    sample: Annotated[
-        list[Path] | None, typer.Option(help="A request to try; may be repeated.")
-    ] = None,
-    timeout: Annotated[
-        float, typer.Option(min=1, help="Seconds until a handler that hangs is a finding.")
-    ] = 120.0,
+    preflight: Trial = True,
+    sample: Samples = None,
+    timeout: TrialSeconds = 120.0,
     as_json: Json = False,
 ) -> None:
     """Write an archive again with a new handler, other settings, other files.
