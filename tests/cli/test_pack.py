@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -129,3 +131,20 @@ def test_answers_must_fit_the_declared_output(
     printed = pack(marwright, folder, "model.yaml", status=1 if told else 0)
     assert told in printed
     assert ("W521" in printed) == bool(told)
+
+
+def test_many_packs_of_one_name_at_once_give_one_whole_archive(folder: Path) -> None:
+    command = [sys.executable, "-m", "marwright", "pack", "--model-name", "m", "--version", "1.0"]
+    command += ["--handler", "handler.py", "--force", "--no-preflight"]
+    # Neither the language nor the time zone of whoever packs is in the bytes.
+    places = [{"LC_ALL": "C", "TZ": "UTC"}, {"LC_ALL": "tr_TR.UTF-8", "TZ": "Asia/Tokyo"}] * 2
+    packs = [
+        subprocess.Popen(command, cwd=folder, env={**os.environ, **place}, stdout=subprocess.PIPE)
+        for place in places
+    ]
+    told = {pack.communicate()[0].split()[-1] for pack in packs}
+    assert [pack.returncode for pack in packs] == [0, 0, 0, 0]
+    assert len(told) == 1
+    assert sorted(path.name for path in folder.iterdir()) == ["handler.py", "m.mar"]
+    with zipfile.ZipFile(folder / "m.mar") as archive:
+        assert archive.testzip() is None

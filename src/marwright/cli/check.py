@@ -63,7 +63,8 @@ def _print_report(report: CheckReport) -> None:
     for item in report.findings:
         if item.detail:
             print(f"\n{item.rule.id} {escape(item.place)}".rstrip())
-            print("\n".join(f"    {line}" for line in escape(item.detail).splitlines()))
+            for line in item.detail.splitlines():
+                print(f"    {escape(line.expandtabs())}".rstrip())
     print_section("", ["figure", "value"], _list_figures(report.figures))
     say(f"{report.path}: {'good' if report.is_good else 'not to be served'}")
 
