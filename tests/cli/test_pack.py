@@ -148,3 +148,17 @@ def test_many_packs_of_one_name_at_once_give_one_whole_archive(folder: Path) -> 
     assert sorted(path.name for path in folder.iterdir()) == ["handler.py", "m.mar"]
     with zipfile.ZipFile(folder / "m.mar") as archive:
         assert archive.testzip() is None
+
+
+def test_what_is_packed_is_scanned(marwright: Command, folder: Path) -> None:
+    (folder / "A.txt").touch()
+    (folder / "a.txt").touch()
+    (folder / "evil.pkl").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
+    arguments = ("--model-name", "m", "--version", "1.0", "--handler", "handler.py")
+    arguments += ("--no-preflight", "--extra-files")
+    answer = marwright("pack", *arguments, "A.txt,a.txt", cwd=folder)
+    assert answer.returncode == 0
+    assert "warning S106" in answer.stderr
+    told = pack(marwright, folder, *arguments, "evil.pkl", "--force", status=1)
+    assert "P201" in told
+    assert "os.system" in told

@@ -36,6 +36,12 @@ __all__ = ["pack_arguments", "pack_run", "pack_spec", "Packed", "Preflight"]
 
 _log = logging.getLogger(__name__)
 
+CLASSIFIER = "image_classifier"
+"""Our handler that answers labels with probabilities, as a run's samples record them."""
+PROBABILITIES = {
+    "type": "object",
+    "additionalProperties": {"type": "number", "minimum": 0, "maximum": 1},
+}
 COPIED_BYTES = 1 << 20
 """Larger files are linked into the staged folder, not copied."""
 
@@ -150,14 +156,6 @@ def _make_spec(run: Run, **values: Any) -> Spec:
     )
 
 
-CLASSIFIER = "image_classifier"
-"""Our handler that answers labels with probabilities, as a run's samples record them."""
-PROBABILITIES = {
-    "type": "object",
-    "additionalProperties": {"type": "number", "minimum": 0, "maximum": 1},
-}
-
-
 def pack_spec(
     spec: Spec,
     *,
@@ -260,10 +258,10 @@ def _read_report(spec: Spec, folder: Path) -> dict[str, Any]:
 
 def _check(draft: Draft, preflight: Preflight | None) -> tuple[list[Finding], dict[str, Any]]:
     """Check the draft as it will lie before a worker; try it unless that is not wanted."""
-    from marwright.archive.checks.pickles import scan_pickles
+    from marwright.archive.checks import scan
     from marwright.archive.checks.source import check_source
 
-    findings = scan_pickles(draft.open())
+    findings = scan(draft.open())
     with stage(draft.finish(), loads=preflight is not None) as folder:
         findings += check_source(folder, draft.manifest, python=draft.python)
         refuse(findings, draft.manifest.name)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from marwright.archive.checks.findings import Finding, Rule
+    from marwright.archive.container import Container
 
     ALL_RULES: tuple[Rule, ...]
     """Every rule there is, by id."""
@@ -24,7 +25,7 @@ _SCANNING = ("structure", "pickles")
 _OTHERS = ("source", "configuration", "preflight", "integrity")
 
 
-def scan(path: Path) -> list[Finding]:
+def scan(source: Path | Container) -> list[Finding]:
     """Look for what an archive could do to whoever unpacks or loads it; nothing of it is run.
 
     Stored members are not read as a whole: 1 GiB of weights takes milliseconds.
@@ -35,11 +36,11 @@ def scan(path: Path) -> list[Finding]:
     """
     from marwright.archive.checks import pickles, structure
 
-    findings = structure.scan_structure(path)
+    findings = structure.scan_structure(source)
     endless = {structure.BOMB, structure.LONGER, structure.OVERLAP}
     if reasons := sorted({finding.rule.id for finding in findings if finding.rule in endless}):
         return [*findings, pickles.UNSEEN.at(f"not unpacked, because of {', '.join(reasons)}")]
-    return findings + pickles.scan_pickles(path)
+    return findings + pickles.scan_pickles(source)
 
 
 def __getattr__(name: str) -> tuple[Rule, ...]:

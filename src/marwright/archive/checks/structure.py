@@ -126,13 +126,13 @@ _UTF8, _SIZE_BEHIND, _ENCRYPTED = 0x800, 0x8, 0x1
 _COMPARED = _UTF8 | _SIZE_BEHIND | _ENCRYPTED | 0x40 | 0x2000  # and strong, masked encryption
 
 
-def scan_structure(path: Path) -> list[Finding]:
+def scan_structure(source: Path | Container) -> list[Finding]:
     """Check an archive's structure; stored members are not read, deflated ones are unpacked once.
 
     Raises:
         ArchiveError: no such file, or one that no reader could list.
     """
-    with open_container(path) as container:
+    with open_container(source) if isinstance(source, Path) else source as container:
         findings = [
             *_check_ending(container),
             *_check_names(container.entries),
