@@ -19,6 +19,7 @@ HANDLER = (
     "    def initialize(self, context): ...\n"
     "    def handle(self, data, context): return ['ok'] * len(data)\n"
 )
+ARGUMENTS = ["--model-name", "m", "--version", "1.0", "--handler", "handler.py"]
 
 
 @pytest.fixture
@@ -44,19 +45,18 @@ def test_a_run_is_tried_and_packed(marwright: Command, folder: Path, run: Run) -
 
 
 def test_torch_model_archivers_arguments_are_tried_too(marwright: Command, folder: Path) -> None:
-    arguments = ("--model-name", "m", "--version", "1.0", "--handler", "handler.py")
-    assert "m.mar" in pack(marwright, folder, *arguments)
+    assert "m.mar" in pack(marwright, folder, *ARGUMENTS)
     (folder / "handler.py").write_text(HANDLER.replace("...", "raise KeyError('lost')"))
-    told = pack(marwright, folder, *arguments, "-f", status=1)
+    told = pack(marwright, folder, *ARGUMENTS, "-f", status=1)
     assert "handler.py:2" in told
     assert "KeyError: 'lost'" in told
-    pack(marwright, folder, *arguments, "-f", "--no-preflight")
+    pack(marwright, folder, *ARGUMENTS, "-f", "--no-preflight")
 
 
 def test_a_failed_preflight_leaves_the_old_archive(marwright: Command, folder: Path) -> None:
     (folder / "m.mar").write_bytes(b"old")
     (folder / "handler.py").write_text(HANDLER.replace("...", "1 / 0"))
-    arguments = ("--model-name", "m", "--version", "1.0", "--handler", "handler.py", "-f")
+    arguments = [*ARGUMENTS, "-f"]
     assert "ZeroDivisionError" in pack(marwright, folder, *arguments, status=1)
     assert (folder / "m.mar").read_bytes() == b"old"
 
@@ -65,8 +65,7 @@ def test_samples_are_tried_where_they_are_given(marwright: Command, folder: Path
     (folder / "handler.py").write_text(HANDLER.replace("['ok'] * len(data)", "['one']"))
     (folder / "s.txt").write_text("s")
     (folder / "config.yaml").write_text("batchSize: 2")
-    arguments = ("--model-name", "m", "--version", "1.0", "--handler", "handler.py")
-    arguments += ("--config-file", "config.yaml")
+    arguments = [*ARGUMENTS, "--config-file", "config.yaml"]
     told = pack(marwright, folder, *arguments, "--sample", "s.txt", status=1)
     assert "W511 1 answers to 2 requests" in told
 
@@ -134,8 +133,7 @@ def test_answers_must_fit_the_declared_output(
 
 
 def test_many_packs_of_one_name_at_once_give_one_whole_archive(folder: Path) -> None:
-    command = [sys.executable, "-m", "marwright", "pack", "--model-name", "m", "--version", "1.0"]
-    command += ["--handler", "handler.py", "--force", "--no-preflight"]
+    command = [sys.executable, "-m", "marwright", "pack", *ARGUMENTS, "--force", "--no-preflight"]
     # Neither the language nor the time zone of whoever packs is in the bytes.
     places = [{"LC_ALL": "C", "TZ": "UTC"}, {"LC_ALL": "tr_TR.UTF-8", "TZ": "Asia/Tokyo"}] * 2
     packs = [
@@ -154,8 +152,7 @@ def test_what_is_packed_is_scanned(marwright: Command, folder: Path) -> None:
     (folder / "A.txt").touch()
     (folder / "a.txt").touch()
     (folder / "evil.pkl").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
-    arguments = ("--model-name", "m", "--version", "1.0", "--handler", "handler.py")
-    arguments += ("--no-preflight", "--extra-files")
+    arguments = [*ARGUMENTS, "--no-preflight", "--extra-files"]
     answer = marwright("pack", *arguments, "A.txt,a.txt", cwd=folder)
     assert answer.returncode == 0
     assert "warning S106" in answer.stderr
