@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import struct
 import tarfile
 import zlib
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import IO
 from marwright.archive.limits import MAX_HEADER_BYTES, check_expansion, expansion_limit
 from marwright.storage import translate_os_errors
 
-__all__ = ["CarefulWindow", "copy_at_most", "Gunzip", "Window"]
+__all__ = ["CarefulWindow", "copy_at_most", "Gunzip", "StoredGzip", "Window"]
 
 
 def copy_at_most(source: IO[bytes], target: IO[bytes], limit: int, *, doing: str) -> None:
@@ -152,3 +153,40 @@ class Gunzip(io.RawIOBase):
             pass
         rest = len(self._inflate.unused_data)
         return rest + os.fstat(self._stream.fileno()).st_size - self._stream.tell()
+
+
+class StoredGzip(io.RawIOBase):
+    """A gzip file of stored blocks, whose bytes no zlib build decides (RFC 1951, 3.2.4)."""
+
+    BLOCK = 0xFFFF
+
+    def __init__(self, stream: IO[bytes], *, epoch: int) -> None:
+        self._stream = stream
+        self._pending = bytearray()
+        self._crc = self._size = 0
+        stream.write(b"\x1f\x8b\x08\x00" + struct.pack("<IBB", epoch, 0, 3))
+
+    def writable(self) -> bool:
+        """Return that it can be written to, as io asks."""
+        return True
+
+    def write(self, data: object) -> int:
+        """Take bytes, and pass on every full block."""
+        content = bytes(data)  # type: ignore[call-overload]  # any buffer, as io wants it
+        self._crc = zlib.crc32(content, self._crc)
+        self._size += len(content)
+        self._pending += content
+        while len(self._pending) > self.BLOCK:
+            self._put(bytes(self._pending[: self.BLOCK]), last=False)
+            del self._pending[: self.BLOCK]
+        return len(content)
+
+    def close(self) -> None:
+        """Write the last block and the checksums; the stream below stays open."""
+        if not self.closed:
+            self._put(bytes(self._pending), last=True)
+            self._stream.write(struct.pack("<II", self._crc, self._size & 0xFFFFFFFF))
+        super().close()
+
+    def _put(self, block: bytes, *, last: bool) -> None:
+        self._stream.write(struct.pack("<BHH", last, len(block), len(block) ^ 0xFFFF) + block)
