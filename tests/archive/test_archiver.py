@@ -305,3 +305,15 @@ def test_arguments_are_a_library_too(sources: Path, tmp_path: Path) -> None:
     members, notes = arguments.list_members()
     assert ([member.name for member in members], notes) == (["handler.py"], [])
     assert arguments.target == tmp_path / "m.mar"
+
+
+def test_what_the_archiver_deletes_first_is_nobodys(
+    sources: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    program = "import tempfile; print(tempfile.gettempdir())"
+    folder = Path(subprocess.check_output([sys.executable, "-c", program], text=True).strip())
+    assert folder.is_relative_to(tmp_path_factory.getbasetemp())
+    (folder / "m").mkdir()
+    command = [*ARCHIVER, *shlex.split(f"{BASE} --handler handler.py"), "--export-path", tmp_path]
+    subprocess.run(command, cwd=sources, check=True)
+    assert not (folder / "m").exists()

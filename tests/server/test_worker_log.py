@@ -176,6 +176,18 @@ def test_standard_error_does_not_part_a_traceback(log: Path) -> None:
     assert failure.traceback.split("\n") == [TRACEBACK, *HANDLER, MISSING]
 
 
+def test_a_worker_that_is_stopped_before_it_says_that_it_died_is_told(log: Path) -> None:
+    said = write_lines(*STARTED, "Failed to load model cnn, exception x", TRACEBACK, *HANDLER)
+    fill(log, *said, *write_lines("RuntimeError: x"), write_stop())
+    (failure,) = read_failures(log)
+    assert (failure.reason, failure.place) == ("RuntimeError: x", "weights.py:3")
+
+
+def test_a_worker_that_is_stopped_after_it_logged_what_it_caught_is_no_failure(log: Path) -> None:
+    fill(log, *write_lines(*STARTED, TRACEBACK, *HANDLER, "RuntimeError: x"), write_stop())
+    assert read_failures(log) == []
+
+
 def test_a_traceback_that_is_still_being_written_is_not_told_yet(log: Path) -> None:
     lines = write_lines(*STARTED, *MASKED)
     whole = lines.index(write_lines(MISSING)[0]) + 1

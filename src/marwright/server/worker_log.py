@@ -97,8 +97,10 @@ def read_failures(path: Path, *, offset: int = 0) -> list[WorkerFailure]:
         ends = sum(_ENDED.match(line) is not None for line in lines)
         if max(starts, ends) >= SILENT_DEATHS:
             traceback = traceback or _find_traceback(streams["err"])
-        elif not (traceback and _DIED in lines):
-            continue  # alive, or its last words are still on their way into the log
+        elif not (traceback and (_DIED in lines or (ends and _count_last_words(lines)))):
+            # Alive, or its last words are still on their way into the log. TorchServe stops a
+            # worker that answers 500 to a load, often before that one can say that it died.
+            continue
         failures.append(WorkerFailure(model, version, traceback))
     return failures
 
@@ -118,6 +120,10 @@ def _read(path: Path, offset: int) -> str:
             return stream.read().decode("utf-8", "replace")
     except OSError:
         return ""  # not written yet, or not ours to read: there is nothing to tell
+
+
+def _count_last_words(lines: list[str]) -> int:
+    return sum(_LAST_WORDS.match(line) is not None for line in lines)
 
 
 def _find_traceback(lines: list[str]) -> str:
