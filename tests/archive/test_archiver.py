@@ -314,6 +314,7 @@ def test_what_the_archiver_deletes_first_is_nobodys(
     folder = Path(subprocess.check_output([sys.executable, "-c", program], text=True).strip())
     assert folder.is_relative_to(tmp_path_factory.getbasetemp())
     (folder / "m").mkdir()
-    command = [*ARCHIVER, *shlex.split(f"{BASE} --handler handler.py"), "--export-path", tmp_path]
+    row = f"{BASE} --handler handler.py --export-path {tmp_path}"
+    command = [*ARCHIVER, *shlex.split(row)]
     subprocess.run(command, cwd=sources, check=True)
     assert not (folder / "m").exists()

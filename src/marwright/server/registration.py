@@ -18,6 +18,7 @@ from marwright.errors import (
     AnswerError,
     ClientError,
     ConflictError,
+    ModelLoadError,
     ModelNotFoundError,
     ServerError,
     UsageError,
@@ -27,6 +28,8 @@ from marwright.storage import translate_os_errors, write_file
 
 __all__ = ["register"]
 
+SERVER_ERROR = 500
+"""What TorchServe answers where workers do not start."""
 LOG_SECONDS = 3.0
 """How long a dead worker's traceback may take to reach the log."""
 
@@ -56,13 +59,33 @@ def register(
         )
     policy = Policy.read(endpoint.policy) if endpoint.policy else find_policy(store)
     added = _bring_into_store(archive, store, policy)
-    log = endpoint.log_file
-    offset = log.stat().st_size if log is not None and log.exists() else 0
     try:
-        registered = client.models.register(archive.name, workers=workers)
-    except AnswerError as exc:
+        try:
+            return _start(client, archive.name, manifest, workers)
+        except AnswerError as exc:
+            if exc.status != SERVER_ERROR or endpoint.log_file is None:
+                raise
+            # Once more: of 100 workers that TorchServe stops for failing to load, about 2 are
+            # stopped before a word of theirs has reached its log.
+            return _start(client, archive.name, manifest, workers)
+    except (AnswerError, ModelLoadError):
         for path in added:  # else the next `marwright serve` of the whole store stumbles over it
             path.unlink(missing_ok=True)
+        raise
+
+
+def _start(client: Client, file: str, manifest: Manifest, workers: int) -> ModelVersion:
+    """Register an archive of the store; tell why a worker died, where the log says it.
+
+    Raises:
+        ModelLoadError: a worker died, and left a traceback.
+        AnswerError: whatever else the server answered; nothing of this version stays registered.
+    """
+    log = client.endpoint.log_file
+    offset = log.stat().st_size if log is not None and log.exists() else 0
+    try:
+        registered = client.models.register(file, workers=workers)
+    except AnswerError as exc:
         if isinstance(exc, (ConflictError, ModelNotFoundError)):
             raise
         _forget(client, manifest.name, manifest.version)
