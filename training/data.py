@@ -90,8 +90,8 @@ def make_transform(image_size: tuple[int, int]) -> transforms.Transform:
     return transforms.Compose(
         [
             transforms.RGB(),
+            transforms.PILToTensor(),  # first: torch resizes bytes 3 times faster than Pillow
             transforms.Resize(list(image_size), transforms.InterpolationMode.BILINEAR),
-            transforms.PILToTensor(),
             transforms.ToDtype(torch.float32, scale=True),
         ]
     )

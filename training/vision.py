@@ -15,8 +15,8 @@ import torch
 from torch import library
 
 _SCHEMAS = {
-    "torchvision::nms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-    "torchvision::qnms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "nms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
 }
 
 
@@ -35,7 +35,9 @@ def has_native_operators() -> bool:
 
 if not has_native_operators():
     for _name, _schema in _SCHEMAS.items():
-        library.define(_name, _schema)
+        # handlers/vision_operators.py may have been here before, in the same process.
+        if not hasattr(torch.ops.torchvision, _name):
+            library.define(f"torchvision::{_name}", _schema)
 
 from torchvision.transforms import v2 as transforms  # noqa: E402 - the schemas have to come first
 

@@ -411,13 +411,14 @@ def test_torchserve_serves_what_was_repacked_of_an_archivers_archive(
 ) -> None:
     folder = tmp_path / "f"
     folder.mkdir()
+    siblings = set((root / "handlers").glob("[!_]*.py")) - {root / "handlers/image_classifier.py"}
     old = archive(
         folder,
         **{
             "model-name": "m",
             "handler": str(root / "handlers/image_classifier.py"),
             "serialized-file": str(run.model_path),
-            "extra-files": f"{run.path / 'classes.json'},{root / 'handlers/image_input.py'}",
+            "extra-files": ",".join(map(str, [run.path / "classes.json", *siblings])),
         },
     )
     settings = {"batchSize": 4, "maxBatchDelay": 5, "handler.image_size": list(run.image_size)}

@@ -176,7 +176,7 @@ def test_files_that_are_not_there_are_told_with_their_line(folder: Path) -> None
         ({"backend": "eager"}, "eager needs `architecture`"),
         ({"architecture": "handlers/local.py"}, "goes with `backend: eager`"),
         ({"labels": ["a", "a"]}, "holds a label twice"),
-        ({"backend": "caffe"}, "'torchscript', 'onnx', 'exported' or 'eager'"),
+        ({"backend": "caffe"}, "'aotinductor', 'openvino' or 'eager'"),
         ({"python": "2.7"}, "python: string should match"),
         ({"limits": {"max_pixels": 0}}, "limits.max_pixels"),
         ({"handler": "absent.py"}, "there is no file absent.py"),

@@ -40,7 +40,7 @@ def test_predict_prints_labels_and_fails_for_a_bad_one(
     rows = json.loads(answer.stdout)
     assert answer.returncode == 1
     assert next(iter(rows[0]["answer"])) == good.prediction
-    assert "expected a PNG, JPEG or WebP image" in rows[1]["error"]
+    assert "expected a PNG, JPEG, WebP, GIF or BMP image" in rows[1]["error"]
 
 
 def test_models_are_listed_shown_and_scaled(marwright: Command, server: TorchServe) -> None:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import psutil
@@ -213,3 +215,51 @@ def test_whatever_ends_the_command_ends_the_server(
         time.sleep(0.1)
     assert not find_processes(folder)
     assert not folder.exists()
+
+
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+@pytest.mark.parametrize(
+    ("workers", "threads"), [([1], "8"), ([2], "4"), ([1, 2], "2"), ([16], "1"), ([], "1")]
+)
+def test_the_cores_are_divided_among_all_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: list[int], threads: str
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    for name in THREADS:
+        monkeypatch.delenv(name, raising=False)
+    files = [write_archive(tmp_path, f"m{n}", f"minWorkers: {n}") for n in workers]
+    server = TorchServe(tmp_path, models=files)
+    assert server._limit_threads() == dict.fromkeys(THREADS, threads)
+
+
+def test_the_threads_of_the_users_environment_stand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert "OMP_NUM_THREADS" not in TorchServe(tmp_path)._limit_threads()
+    assert TorchServe(tmp_path)._environment()["OMP_NUM_THREADS"] == "3"
+
+
+@pytest.mark.parametrize("config", [None, "", "[1]", "minWorkers: many", "minWorkers: {", "a: 1"])
+def test_an_archive_that_does_not_say_its_workers_has_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: str | None
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    server = TorchServe(tmp_path, models=[write_archive(tmp_path, "m", config)])
+    assert server._limit_threads()["OMP_NUM_THREADS"] == "8"
+
+
+def write_archive(store: Path, name: str, config: str | None) -> str:
+    """Write an archive that nobody will load; return its file name."""
+    model = {"modelName": name, "handler": "h.py"}
+    with zipfile.ZipFile(store / f"{name}.mar", "w") as archive:
+        archive.writestr("h.py", "class Handler: pass")
+        if config is not None:
+            archive.writestr("model-config.yaml", config)
+            model["configFile"] = "model-config.yaml"
+        manifest = json.dumps({"runtime": "python", "model": model})
+        archive.writestr("MAR-INF/MANIFEST.json", manifest)
+    return f"{name}.mar"

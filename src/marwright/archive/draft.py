@@ -168,8 +168,9 @@ def _labels(spec: Spec, folder: Path) -> list[Member]:
 
 def _settings(spec: Spec) -> bytes:
     limits = spec.limits.model_dump(exclude_none=True)
+    backend = {"backend": spec.backend} if spec.backend != "torchscript" else {}
     own = spec.settings.handler.model_dump(exclude_none=True)
-    handler = HandlerSettings.model_validate({**limits, **own})
+    handler = HandlerSettings.model_validate({**backend, **limits, **own})
     return spec.settings.model_copy(update={"handler": handler}).to_yaml()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import resources
@@ -17,6 +18,7 @@ __all__ = ["find_ours", "HandlerSource", "list_ours"]
 
 _LEFT_OUT = ("__pycache__", ".")
 """How the names of files and folders begin that are no part of a package."""
+_OURS = re.compile(r"^class \w+\(BatchHandler\):", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def list_ours() -> list[str]:
     return sorted(
         entry.name.removesuffix(".py")
         for entry in resources.files("marwright.handlers").iterdir()
-        if entry.name.endswith(".py") and "def handle(" in entry.read_text(encoding="utf-8")
+        if entry.name.endswith(".py") and _OURS.search(entry.read_text(encoding="utf-8"))
     )
 
 

@@ -11,7 +11,7 @@ import difflib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
@@ -45,20 +45,63 @@ class SettingProblem:
 
 
 class HandlerSettings(BaseModel):
-    """Settings of handlers/image_classifier.py; another handler may add its own keys."""
+    """Settings of the handlers in handlers/; another handler may add its own keys."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    image_size: tuple[PositiveInt, PositiveInt] | None = None
-    """(height, width) in pixels that the model takes."""
-    top_k: int | None = Field(default=None, ge=1)
-    """How many labels an answer holds; 5 where not given."""
+    backend: str | None = None
+    """What executes the model file; torchscript where not given."""
     threads: int | None = Field(default=None, ge=1)
-    """torch threads of one worker; 1 where not given."""
+    """Threads of one inference; where not given the cores divided by the workers."""
     max_bytes: int | None = Field(default=None, ge=1)
-    """Largest encoded image."""
+    """Largest request; what is encoded in it is decoded only below this."""
+    max_items: int | None = Field(default=None, ge=1)
+    """Most things to predict in one request; 64 where not given."""
+    max_batch: int | None = Field(default=None, ge=1)
+    """Most things in one inference; 64 where not given."""
+    collate: Literal["bucket", "pad", "refuse"] | None = None
+    """What becomes of unlike shapes: inferred apart, padded to one, or 422."""
+    pad_value: float | None = None
+    warm_up: bool | None = None
+    """Whether the model runs at its batch sizes before the first request; true where not given."""
+    metrics: bool | None = None
+    """Whether stages, batch sizes and statuses are counted; true where not given."""
+    fast_worker: bool | None = None
+    """Whether the worker's own path is shortened; true where not given."""
+    image_size: tuple[PositiveInt, PositiveInt] | None = None
+    """image_classifier: (height, width) in pixels that the model takes."""
+    top_k: int | None = Field(default=None, ge=1)
+    """image_classifier: how many labels an answer holds; 5 where not given."""
     max_pixels: int | None = Field(default=None, ge=1)
-    """Largest width times height."""
+    """Images: largest width times height."""
+    scaled_decoding: bool | None = None
+    """Images: decode a large JPEG at a fraction of its size where that suffices."""
+    inputs: list[dict[str, Any]] | None = None
+    """tensor: name, shape, datatype of each input."""
+    max_elements: int | None = Field(default=None, ge=1)
+    """tensor: most numbers in one array."""
+    explain_method: Literal["integrated_gradients", "saliency", "occlusion", "grad_cam"] | None = (
+        None
+    )
+    """/explanations: where a request names none; integrated_gradients where not given."""
+    explain_steps: int | None = Field(default=None, ge=1)
+    """/explanations: how finely integrated gradients and occlusion look; 32 where not given."""
+    letterbox: bool | None = None
+    """object_detector: resize with the sides' ratio kept."""
+    takes: Literal["batch", "list", "image"] | None = None
+    """object_detector: how the model takes images."""
+    box_format: Literal["xyxy", "xywh", "cxcywh"] | None = None
+    """object_detector: what four numbers of a raw box mean."""
+    box_units: Literal["pixels", "relative"] | None = None
+    """object_detector: what raw boxes are measured in."""
+    background: bool | None = None
+    """object_detector: whether class 0 is the background; true where not given."""
+    score_threshold: float | None = Field(default=None, ge=0, le=1)
+    """object_detector: how good a box must be to be told; 0.5 where not given."""
+    iou_threshold: float | None = Field(default=None, ge=0, le=1)
+    """object_detector: by how much boxes of one class may overlap."""
+    max_detections: int | None = Field(default=None, ge=1)
+    """object_detector: most boxes of one image; 100 where not given."""
 
 
 class ModelSettings(BaseModel):

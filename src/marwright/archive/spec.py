@@ -23,7 +23,7 @@ from marwright.archive.settings import ModelSettings
 
 __all__ = ["Backend", "expand", "FileEntry", "is_wildcard", "Port", "SampleEntry", "Spec"]
 
-Backend = Literal["torchscript", "onnx", "exported", "eager"]
+Backend = Literal["torchscript", "onnx", "exported", "aotinductor", "openvino", "eager"]
 Text = Annotated[str, StringConstraints(min_length=1)]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_\-.]*$")]
 
@@ -103,7 +103,12 @@ class Limits(BaseModel):
     model_config = _STRICT
 
     max_bytes: int | None = Field(default=None, ge=1)
+    max_items: int | None = Field(default=None, ge=1)
+    """Things to predict in one request."""
     max_pixels: int | None = Field(default=None, ge=1)
+    """Width times height of an image."""
+    max_elements: int | None = Field(default=None, ge=1)
+    """Numbers in an array."""
 
 
 class Dataset(BaseModel):
@@ -128,7 +133,8 @@ class Spec(BaseModel):
     handler: Text = "image_classifier"
     """A path to a file, or the name of a handler that comes with marwright."""
     backend: Backend = "torchscript"
-    """What the model file is."""
+    """What executes the model file: TorchScript, ONNX Runtime, a torch.export program, a package of
+    AOTInductor, OpenVINO's .xml (its .bin goes under `files`), or torch with the model's class."""
     model: Text | None = None
     """The file with the weights; none where the handler brings its own."""
     architecture: Text | None = None

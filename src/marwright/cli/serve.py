@@ -51,6 +51,13 @@ def serve(
             help="Which archives may be loaded; marwright-policy.yaml of the store if any."
         ),
     ] = None,
+    wait_for_batches: Annotated[
+        bool,
+        typer.Option(
+            "--wait-for-batches",
+            help="Let requests wait maxBatchDelay milliseconds for company, as TorchServe does.",
+        ),
+    ] = False,
     timeout: Annotated[
         float, typer.Option(min=1, help="Seconds until every model must be READY.")
     ] = 120.0,
@@ -80,6 +87,7 @@ def serve(
         properties=properties,
         ports=None if free_ports else Ports.from_properties(properties),
         policy=Policy.read(policy) if policy else None,
+        eager_batches=not wait_for_batches,
         timeout=timeout,
         logs=logs,
     )

@@ -28,6 +28,9 @@ DEFAULTS: dict[str, str] = {
     "max_response_size": "6553500",
     "limit_max_image_pixels": "true",
     "metrics_mode": "prometheus",
+    # Java's second compiler takes half of two cores for the first minute, and the parallel
+    # collector's threads the workers' cores; carrying requests needs neither.
+    "vmargs": "-XX:+UseSerialGC -XX:TieredStopAtLevel=1",
 }
 """What `marwright serve` gives TorchServe; the repository's config.properties is its rendering."""
 

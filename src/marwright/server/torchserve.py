@@ -22,10 +22,13 @@ from importlib import resources
 from pathlib import Path
 from types import TracebackType
 
+import yaml
+
 from marwright.archive.policy import POLICY_NAME, Policy, admit, find_policy
-from marwright.archive.reader import read_manifest
+from marwright.archive.reader import Archive, read_manifest
 from marwright.client import Client, Endpoint
 from marwright.errors import (
+    ArchiveError,
     ClientError,
     MarwrightError,
     NotReadyError,
@@ -33,6 +36,7 @@ from marwright.errors import (
     ServerDiedError,
     ServerError,
 )
+from marwright.server.frontend import write_eager_model
 from marwright.server.java import find_java
 from marwright.server.ports import Ports
 from marwright.server.properties import DEFAULTS, render_properties
@@ -49,6 +53,7 @@ NO_FOLDER = Path()
 LONGEST_FOLDER = 80
 """Characters: worker sockets lie below it, and a Unix socket's path ends at 107."""
 PORT_TRIES = 3
+THREAD_LIMITS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 class TorchServe:
@@ -60,7 +65,9 @@ class TorchServe:
 
     `models` are file names in the store, loaded at start. `properties` override the defaults of
     marwright.server.properties; `ports` None means free ones. `policy` says which archives may be
-    loaded and registered; a policy file in the store does so too. `timeout` is the deadline in
+    loaded and registered; a policy file in the store does so too. With `eager_batches` a worker
+    takes the requests that wait and begins, and maxBatchDelay counts microseconds
+    (marwright.server.frontend). `timeout` is the deadline in
     seconds for the whole start. Entering returns once every model has its workers READY, and raises
     a ServerError that says why not otherwise; leaving ends the process group and removes the
     private run folder (mode 0700) that holds tokens, sockets, temporary files and, without `logs`,
@@ -75,12 +82,14 @@ class TorchServe:
         properties: Mapping[str, str] | None = None,
         ports: Ports | None = None,
         policy: Policy | None = None,
+        eager_batches: bool = True,
         timeout: float = 120.0,
         logs: Path | None = None,
     ) -> None:
         self.store = store.resolve()
         self.models = tuple(models)
         self.properties = {**DEFAULTS, **(properties or {})}
+        self.eager_batches = eager_batches
         self.timeout = timeout
         self._wanted_ports = ports
         self._logs = logs
@@ -220,9 +229,9 @@ class TorchServe:
             str(java.path),
             f"-Dmodel_server_home={package.parent}",
             f"-Djava.io.tmpdir={self.run_folder / 'tmp'}",
-            f"-Dlog4j.configurationFile={_find_log_configuration().as_uri()}",
+            f"-Dlog4j.configurationFile={_find_file('log4j2.xml').as_uri()}",
             *self.properties.get("vmargs", "").split(),
-            *("-cp", str(package / "frontend/*")),
+            *("-cp", self._class_path(package / "frontend")),
             "org.pytorch.serve.ModelServer",
             *("--python", sys.executable),
             *("-f", str(configuration)),
@@ -254,6 +263,13 @@ class TorchServe:
         endpoint.write(self.run_folder / "endpoint.json")
         self._client = Client(endpoint)
 
+    def _class_path(self, frontend: Path) -> str:
+        """Return where Java finds the server's classes, and ours before them."""
+        folder = self.run_folder / "classes"
+        if self.eager_batches and write_eager_model(frontend / "model-server.jar", folder):
+            return os.pathsep.join([str(folder), str(frontend / "*")])
+        return str(frontend / "*")
+
     def _write_policy(self) -> Path | None:
         """Write the policy where those who register look for it, and nobody else can change it."""
         if self.policy is None:
@@ -265,6 +281,7 @@ class TorchServe:
     def _render(self, ports: Ports) -> str:
         return render_properties(
             {
+                "metrics_config": str(_find_file("metrics.yaml")),
                 **self.properties,
                 **ports.to_properties(),
                 "model_store": str(self.store),
@@ -281,7 +298,19 @@ class TorchServe:
             **{key: value for key, value in os.environ.items() if not key.startswith("TS_")},
             **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), temporary),
             **dict.fromkeys(("LOG_LOCATION", "METRICS_LOCATION"), logs),
+            **self._limit_threads(),
         }
+
+    def _limit_threads(self) -> dict[str, str]:
+        """Divide the cores among the workers, before anything in one of them makes threads.
+
+        Two workers with a thread for every core are 19 times slower than with one each. What the
+        user's environment says stands.
+        """
+        workers = sum(_read_workers(self.store / file) for file in self.models)
+        cores = len(os.sched_getaffinity(0))
+        threads = str(max(1, cores // workers if workers else 1))
+        return {name: threads for name in THREAD_LIMITS if name not in os.environ}
 
     def _wait_until_ready(self, expected: set[tuple[str, str]], deadline: float) -> None:
         """Poll under one deadline: process alive, API up, every model's workers READY."""
@@ -356,6 +385,18 @@ class TorchServe:
             raise failure.to_error()
 
 
+def _read_workers(path: Path) -> int:
+    """Return how many workers an archive starts with; 1 where it does not say."""
+    with (
+        contextlib.suppress(ArchiveError, yaml.YAMLError, AttributeError, TypeError, ValueError),
+        Archive.open(path) as archive,
+    ):
+        if archive.manifest.config_file:
+            values = yaml.safe_load(archive.read(archive.manifest.config_file))
+            return max(1, int(values.get("minWorkers", 1)))
+    return 1
+
+
 def list_archives(store: Path) -> list[str]:
     """Return the file names of a store's archives, the lowest version of a model first.
 
@@ -382,5 +423,6 @@ def _make_run_folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="marwright-", dir=base))
 
 
-def _find_log_configuration() -> Path:
-    return Path(str(resources.files("marwright.server") / "log4j2.xml"))
+def _find_file(name: str) -> Path:
+    """Return a file that comes with this package."""
+    return Path(str(resources.files("marwright.server") / name))

@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from marwright.archive import Manifest
+from marwright.archive.checks import modules
 from marwright.archive.checks.findings import Finding, Severity
 from marwright.archive.checks.source import check_source
 from marwright.errors import UsageError
@@ -211,15 +212,28 @@ def test_a_module_that_a_changed_path_may_find_is_a_warning(tmp_path: Path) -> N
     assert places(check(tmp_path, source)) == [("warning", "H308", "handler.py:3")]
 
 
+@pytest.fixture
+def without_captum(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a machine with captum look like one without."""
+    is_installed = modules.is_installed
+    monkeypatch.setattr(
+        modules, "is_installed", lambda name: name != "captum" and is_installed(name)
+    )
+
+
 @pytest.mark.parametrize("handler", ["image_classifier", "text_classifier"])
-def test_what_torchserves_own_handlers_need_is_a_warning(tmp_path: Path, handler: str) -> None:
+def test_what_torchserves_own_handlers_need_is_a_warning(
+    tmp_path: Path, without_captum: None, handler: str
+) -> None:
     found = check(tmp_path, handler=handler)
     assert {item.severity for item in found} == {Severity.WARNING}
     assert "pip install captum" in found[0].remedy
     assert "at ts.torch_handler." in found[0].found
 
 
-def test_what_a_base_class_of_torchserve_needs_is_found_too(tmp_path: Path) -> None:
+def test_what_a_base_class_of_torchserve_needs_is_found_too(
+    tmp_path: Path, without_captum: None
+) -> None:
     source = "from ts.torch_handler.image_classifier import ImageClassifier as I\nclass H(I): ..."
     (found,) = check(tmp_path, source)
     assert places([found]) == [("warning", "H308", "")]

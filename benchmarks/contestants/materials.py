@@ -1,0 +1,181 @@
+"""What all contestants share: one trained CNN, two pictures, and the archives made of them."""
+
+from __future__ import annotations
+
+import base64
+import importlib.util
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from marwright.archive import Run, Spec, pack_run, pack_spec
+from marwright.errors import MarwrightError
+from marwright.training.data import load_images, make_transform
+from marwright.training.loop import Settings
+from marwright.training.predict import predict_images
+from marwright.training.train import train_run
+
+__all__ = ["borrow_onnxruntime", "ContestantError", "make_materials", "Materials", "Picture"]
+
+HERE = Path(__file__).parent
+EPOCHS = 4
+CALIBRATION = 512
+SERVING = {"minWorkers": 2, "maxWorkers": 2, "batchSize": 32, "maxBatchDelay": 1}
+"""marwright's side of model-config.yaml."""
+
+
+class ContestantError(Exception):
+    """Why a contestant cannot take part, in one line."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One request's image, and what has to be answered."""
+
+    name: str
+    path: Path
+    envelope: Path
+    """The same image inside a request of the V2 protocol."""
+    label: str
+    probability: float
+
+    def make_request(self, *, in_envelope: bool) -> tuple[Path, str]:
+        """Return the file to post, and its content type."""
+        return (self.envelope, "application/json") if in_envelope else (self.path, "image/jpeg")
+
+
+@dataclass(frozen=True)
+class Materials:
+    """See the module."""
+
+    run: Run
+    store: Path
+    """The archives: NAME.mar for each marwright contestant, plain.mar for both plain ones."""
+    pictures: tuple[Picture, ...]
+    optimized: bool = False
+    """Whether the peers' TorchScript goes through optimize_for_inference, as marwright's does."""
+    failures: dict[str, str] = field(default_factory=dict)
+    """Contestants whose archive could not be made, with the reason."""
+
+
+def make_materials(
+    folder: Path, find_venv: Callable[[str], Path], *, optimized: bool = False
+) -> Materials:
+    """Train, draw and pack; an archive that cannot be made is that contestant's failure."""
+    run = train_run(folder / "run", settings=Settings(epochs=EPOCHS))
+    store = folder / "store"
+    store.mkdir()
+    pictures = (
+        make_picture(run, folder, "small", size=(64, 64), noise=12.0),
+        make_picture(run, folder, "large", size=(640, 480), noise=8.0),
+    )
+    materials = Materials(run, store, pictures, optimized)
+    pack_plain(run, store, folder)
+    makers: dict[str, Callable[[Path], object]] = {
+        "marwright": lambda out: pack_run(run, out=out, settings=SERVING),
+        "marwright_scaled": lambda out: pack_run(
+            run, out=out, settings={**SERVING, "handler": {"scaled_decoding": True}}
+        ),
+        "marwright_best": lambda out: pack_onnx(run, out, find_venv("onnx")),
+    }
+    for name, make in makers.items():
+        try:
+            make(store / f"{name}.mar")
+        except (MarwrightError, ContestantError) as error:
+            reason = " ".join(str(error).split()).replace(f"{folder}/", "")
+            materials.failures[name] = reason[:300]
+    return materials
+
+
+def make_picture(
+    run: Run, folder: Path, name: str, *, size: tuple[int, int], noise: float
+) -> Picture:
+    """Draw a scanned 3 as a photo would show it: smooth, coloured, with a sensor's noise."""
+    scan = load_images("digits").scans[3].convert("RGB")
+    smooth = np.asarray(scan.resize(size, Image.Resampling.BICUBIC), dtype=np.float64)
+    colours = 20 + smooth * (0.8, 0.72, 0.64)
+    colours += np.random.default_rng(0).normal(0, noise, colours.shape)
+    buffer = io.BytesIO()
+    Image.fromarray(colours.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=90)
+    path = folder / f"{name}.jpg"
+    path.write_bytes(buffer.getvalue())
+    image = {
+        "name": "image",
+        "shape": [1, 1],
+        "datatype": "BYTES",
+        "parameters": {"content_type": "base64"},
+        "data": [base64.b64encode(buffer.getvalue()).decode()],
+    }
+    envelope = folder / f"{name}.json"
+    envelope.write_text(json.dumps({"inputs": [image]}), encoding="utf-8")
+    with Image.open(path) as opened:
+        best = predict_images(run.model_path, [opened], run.image_size)[0].max(0)
+    return Picture(name, path, envelope, run.classes[int(best.indices)], best.values.item())
+
+
+def pack_plain(run: Run, store: Path, folder: Path) -> None:
+    """Pack as TorchServe's documentation teaches."""
+    names = {str(index): label for index, label in enumerate(run.classes)}
+    (folder / "index_to_name.json").write_text(json.dumps(names), encoding="utf-8")
+    command = [str(Path(sys.executable).with_name("torch-model-archiver"))]
+    command += ["--model-name", "plain", "--version", "1.0", "--export-path", str(store)]
+    command += ["--serialized-file", str(run.model_path)]
+    command += ["--handler", str(HERE / "torchserve_handler.py")]
+    command += ["--extra-files", str(folder / "index_to_name.json")]
+    subprocess.run(command, check=True)
+
+
+def pack_onnx(run: Run, out: Path, venv: Path) -> None:
+    """Build marwright_best: the run's model as ONNX, quantised to int8 on scans of its data set.
+
+    Export and quantisation happen in the venv `onnx`; the handler's ONNX backend reads the rest.
+    """
+    transform = make_transform(run.image_size)
+    scans = load_images("digits").scans[:CALIBRATION]
+    calibration = run.path.parent / "calibration.npy"
+    np.save(calibration, np.stack([np.ascontiguousarray(transform(scan)) for scan in scans]))
+    model = run.path.parent / "model.onnx"
+    program = [str(venv / "bin/python"), str(HERE / "export_onnx.py")]
+    answer = subprocess.run(
+        [*program, str(run.model_path), str(calibration), str(model)],
+        capture_output=True,
+        text=True,
+    )
+    if answer.returncode:
+        lines = answer.stderr.strip().splitlines() or ["it said nothing"]
+        raise ContestantError(f"export_onnx.py failed: {lines[-1]}")
+    handler: dict[str, Any] = {"backend": "onnx", "image_size": list(run.image_size)}
+    spec = Spec.create(
+        name="cnn",
+        backend="onnx",
+        model=str(model),
+        labels=list(run.classes),
+        settings={**SERVING, "handler": handler},
+    )
+    with borrow_onnxruntime(venv):
+        pack_spec(spec, folder=run.path.parent, out=out)
+
+
+@contextmanager
+def borrow_onnxruntime(venv: Path) -> Iterator[None]:
+    """Let the programs started meanwhile import ONNX Runtime where this project has none."""
+    before = os.environ.get("PYTHONPATH")
+    if importlib.util.find_spec("onnxruntime") is None:
+        [packages] = venv.glob("lib/python3*/site-packages")
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(packages), before)))
+    try:
+        yield
+    finally:
+        os.environ.pop("PYTHONPATH", None)
+        if before is not None:
+            os.environ["PYTHONPATH"] = before

@@ -1,0 +1,367 @@
+"""The base of every handler here: a batch of requests in, exactly one answer for each, in order.
+
+A subclass writes what is particular: `decode` one thing to predict, `make_tensor` of it,
+`make_answer` of one output. The base reads requests, collates, infers, finds the one request that
+makes inference fail, scatters, and writes answers and problems. One bad request never harms its
+neighbours.
+
+Settings, under `handler:` in model-config.yaml: backend, threads, max_bytes, max_items, max_batch,
+collate (bucket, pad, refuse), pad_value, warm_up, metrics, fast_worker.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import traceback
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import fast_worker
+from backend import Backend, load_backend
+from body_schema import load_check
+from cpu_share import count_threads
+from inference_request import Incoming, InferenceRequest, Part, RequestLimits, read_request
+from inference_response import Arrays, InferenceResponse, render, render_problem
+from problem import RejectedInput
+from stage_metrics import StageMetrics
+
+__all__ = ["BatchHandler"]
+
+_log = logging.getLogger(__name__)
+
+Tensors = tuple[torch.Tensor, ...]
+
+
+@dataclass
+class _Item:
+    """One thing to predict, on its way."""
+
+    decoded: Any
+    tensors: Tensors = ()
+    output: Any = None
+    error: Exception | None = None
+
+
+@dataclass
+class _Slot:
+    """One request on its way; done once it has a response."""
+
+    incoming: Incoming
+    request: InferenceRequest | None = None
+    items: list[_Item] = field(default_factory=list)
+    response: InferenceResponse | None = None
+
+
+class BatchHandler:
+    """Answers batches; see the module."""
+
+    def initialize(self, context: Any) -> None:
+        """Load the model; TorchServe calls this once in each worker."""
+        config = context.model_yaml_config or {}
+        self.settings: dict[str, Any] = dict(config.get("handler") or {})
+        self.folder = Path(context.system_properties["model_dir"])
+        manifest = context.manifest["model"]
+        self.model_name = str(manifest.get("modelName", ""))
+        self.model_version = str(manifest.get("modelVersion", ""))
+        self.batch_size = int(context.system_properties.get("batch_size") or 1)
+        limits = {key: int(self.settings[key]) for key in _LIMITS if key in self.settings}
+        self.limits = RequestLimits(**limits)
+        self.check_json = load_check(self.folder)
+        self.max_batch = int(self.settings.get("max_batch", 64))
+        self.collate = _choose(self.settings, "collate", ("bucket", "pad", "refuse"))
+        self.pad_value = float(self.settings.get("pad_value", 0.0))
+        self.metrics = StageMetrics(
+            context,
+            model=self.model_name,
+            version=self.model_version,
+            enabled=bool(self.settings.get("metrics", True)),
+        )
+        self.backend = self._load(context, config)
+        self.configure()
+        example = self.make_example()
+        self._example = example if isinstance(example, tuple) or example is None else (example,)
+        self._shapes = [tuple(tensor.shape) for tensor in self._example or ()]
+        if self.collate == "refuse" and not self._shapes:
+            raise ValueError("handler.collate: refuse needs a handler that knows its shapes")
+        if self.settings.get("warm_up", True):
+            self._warm_up()
+        if self.settings.get("fast_worker", True) and type(self).handle is BatchHandler.handle:
+            fast_worker.install(self)
+
+    def handle(self, data: list[dict[str, Any]], context: Any) -> list[bytes]:
+        """Answer a batch as TorchServe hands it over: one answer for each request, in order."""
+        incoming = []
+        for index, row in enumerate(data):
+            headers = {
+                str(name).lower(): value
+                for name, value in context.get_all_request_header(index).items()
+                if isinstance(value, str)
+            }
+            incoming.append(
+                Incoming(
+                    id=str(context.get_request_id(index) or ""),
+                    row=row,
+                    content_type=headers.get("content-type", ""),
+                    accept=headers.get("accept", ""),
+                    is_explanation=headers.get("explain") == "True",
+                )
+            )
+        responses = self.answer(incoming)
+        for index, response in enumerate(responses):
+            if response.status != 200:
+                context.set_response_status(response.status, response.phrase, index)
+            context.set_response_content_type(index, response.content_type)
+            for name, value in response.headers.items():
+                context.set_response_header(index, name, value)
+        return [response.body for response in responses]
+
+    # What a subclass writes.
+
+    def configure(self) -> None:
+        """Read the handler's own settings and files, after the model is loaded."""
+
+    def read(self, request: InferenceRequest) -> Sequence[Any]:
+        """Return what one request wants predicted, decoded; by default each part by itself."""
+        return [self.decode(part) for part in request.parts]
+
+    def decode(self, part: Part) -> Any:
+        """Decode one thing to predict; raise RejectedInput for what the client has to mend."""
+        raise NotImplementedError
+
+    def make_tensor(self, decoded: Any) -> torch.Tensor | Tensors:
+        """Return the model's input for one thing, without a batch axis; a tuple for several."""
+        raise NotImplementedError
+
+    def infer(self, *batch: torch.Tensor) -> Any:
+        """Run the model: each input with a batch axis first, and so each output."""
+        return self.backend.run(*batch)
+
+    def make_answer(self, output: Any) -> Any:
+        """Return what JSON is to say of one output."""
+        return output.tolist()
+
+    def make_arrays(self, output: Any) -> Arrays:
+        """Return one output as named arrays, for npy, raw numbers and KServe v2."""
+        return {"output": output}
+
+    def explain(self, request: InferenceRequest, inputs: Sequence[Tensors]) -> InferenceResponse:
+        """Answer a request to /explanations; `inputs` are its tensors, one tuple a thing."""
+        raise RejectedInput(501, f"{type(self).__name__} explains nothing")
+
+    def make_example(self) -> torch.Tensor | Tensors | None:
+        """Return one input to warm up with; None where the handler knows none."""
+        return None
+
+    # What the base does.
+
+    def answer(self, incoming: Sequence[Incoming]) -> list[InferenceResponse]:
+        """Answer a batch of requests: one response for each, in order."""
+        slots = [_Slot(item) for item in incoming]
+        watch = self.metrics.start(len(slots))
+        for slot in slots:
+            self._attempt(slot, self._read)
+        watch.lap("decode")
+        for slot in _unfinished(slots):
+            self._attempt(slot, self._prepare)
+        watch.lap("preprocess")
+        self._infer_all([s for s in _unfinished(slots) if not s.incoming.is_explanation])
+        watch.lap("infer")
+        for slot in _unfinished(slots):
+            self._attempt(slot, self._explain if slot.incoming.is_explanation else self._render)
+        responses = [slot.response or _LOST for slot in slots]
+        watch.finish("postprocess", [response.status for response in responses])
+        return responses
+
+    def _read(self, slot: _Slot) -> None:
+        slot.request = read_request(slot.incoming, self.limits, self.check_json)
+        slot.items = [_Item(decoded) for decoded in self.read(slot.request)]
+        if not 0 < len(slot.items) <= self.limits.max_items:
+            raise RejectedInput(
+                413 if slot.items else 400,
+                f"expected 1 to {self.limits.max_items} items, found {len(slot.items):,}",
+            )
+
+    def _prepare(self, slot: _Slot) -> None:
+        for item in slot.items:
+            tensors = self.make_tensor(item.decoded)
+            item.tensors = tensors if isinstance(tensors, tuple) else (tensors,)
+            item.decoded = None  # it may be large
+            shapes = [tuple(tensor.shape) for tensor in item.tensors]
+            if self.collate == "refuse" and shapes != self._shapes:
+                raise RejectedInput(422, f"expected shapes {self._shapes}, found {shapes}")
+
+    def _infer_all(self, slots: Sequence[_Slot]) -> None:
+        """Infer all items, those of one shape together; give those that failed their problem."""
+        items = [item for slot in slots for item in slot.items]
+        for group in self._group(items):
+            for start in range(0, len(group), self.max_batch):
+                self._infer_group(group[start : start + self.max_batch])
+        for slot in slots:
+            error = next((item.error for item in slot.items if item.error is not None), None)
+            if error is not None:
+                self._fail(slot, error)
+
+    def _group(self, items: Sequence[_Item]) -> list[list[_Item]]:
+        groups: dict[Any, list[_Item]] = {}
+        for item in items:
+            if self.collate == "pad":
+                key: Any = tuple((t.dim(), t.dtype) for t in item.tensors)
+            else:
+                key = tuple((t.shape, t.dtype) for t in item.tensors)
+            groups.setdefault(key, []).append(item)
+        return list(groups.values())
+
+    def _infer_group(self, items: list[_Item]) -> None:
+        """Infer together; where that fails halve until the one that fails is alone."""
+        try:
+            outputs = self._infer(items)
+        except Exception as exc:
+            if len(items) == 1:
+                items[0].error = exc
+                return
+            if _is_out_of_memory(exc) and torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            middle = len(items) // 2
+            self._infer_group(items[:middle])
+            self._infer_group(items[middle:])
+            return
+        for item, output in zip(items, outputs, strict=True):
+            item.output = output
+
+    @torch.inference_mode()
+    def _infer(self, items: Sequence[_Item]) -> list[Any]:
+        columns = zip(*(item.tensors for item in items), strict=True)
+        batch = [self._stack(column).to(self.backend.device) for column in columns]
+        return _scatter(self.infer(*batch), len(items))
+
+    def _stack(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+        if self.collate == "pad" and len({tensor.shape for tensor in tensors}) > 1:
+            sizes = [max(lengths) for lengths in zip(*(t.shape for t in tensors), strict=True)]
+            stacked = tensors[0].new_full((len(tensors), *sizes), self.pad_value)
+            for row, tensor in zip(stacked, tensors, strict=True):
+                row[tuple(slice(length) for length in tensor.shape)] = tensor
+            return stacked
+        return torch.stack(list(tensors))
+
+    def _render(self, slot: _Slot) -> None:
+        assert slot.request is not None  # else it was refused
+        outputs = [item.output for item in slot.items]
+        slot.response = render(
+            slot.request,
+            [self.make_answer(output) for output in outputs],
+            lambda: [self.make_arrays(output) for output in outputs],
+            model=self.model_name,
+            version=self.model_version,
+        )
+
+    def _explain(self, slot: _Slot) -> None:
+        assert slot.request is not None
+        slot.response = self.explain(slot.request, [item.tensors for item in slot.items])
+
+    def _attempt(self, slot: _Slot, step: Callable[[_Slot], None]) -> None:
+        """Take one request a step further; what goes wrong concerns this request alone."""
+        try:
+            step(slot)
+        except Exception as exc:
+            self._fail(slot, exc)
+
+    def _fail(self, slot: _Slot, error: Exception) -> None:
+        """Answer a refusal; else give the client an id, and the log the traceback beside it."""
+        if isinstance(error, RejectedInput):
+            slot.response = render_problem(error.status, error.detail)
+            self._log_failure(slot, error.status, error.detail)
+            return
+        instance = str(uuid.uuid4())
+        if _is_out_of_memory(error):
+            status, detail = 507, "the model ran out of memory for this request"
+        else:
+            status, detail = 500, "the model could not answer; its log says why under this id"
+        slot.response = render_problem(status, detail, instance=instance)
+        trace = "".join(traceback.format_exception(error))
+        self._log_failure(slot, status, f"{type(error).__name__}: {error}", instance, trace)
+
+    def _log_failure(
+        self, slot: _Slot, status: int, reason: str, instance: str = "", trace: str = ""
+    ) -> None:
+        """Write one line of JSON; requests that went well leave none."""
+        record = {
+            "event": "request_failed",
+            "request_id": slot.incoming.id,
+            "model": self.model_name,
+            "version": self.model_version,
+            "status": status,
+            "reason": reason,
+        }
+        if instance:
+            record |= {"instance": f"urn:uuid:{instance}", "traceback": trace}
+        _log.warning(json.dumps(record))
+
+    def _load(self, context: Any, config: Mapping[str, Any]) -> Backend:
+        manifest = context.manifest["model"]
+        gpu = context.system_properties.get("gpu_id")
+        device = torch.device(
+            f"cuda:{gpu}" if torch.cuda.is_available() and gpu is not None else "cpu"
+        )
+        workers = max(int(config.get("minWorkers") or 1), int(config.get("maxWorkers") or 1))
+        architecture = manifest.get("modelFile")
+        return load_backend(
+            str(self.settings.get("backend", "torchscript")),
+            self.folder / manifest["serializedFile"],
+            device=device,
+            threads=int(self.settings.get("threads") or count_threads(workers)),
+            architecture=self.folder / architecture if architecture else None,
+        )
+
+    def _warm_up(self) -> None:
+        """Run the model at the batch sizes to come, so that no client waits for its compiling."""
+        if self._example is None:
+            return
+        for size in sorted({1, 2, self.batch_size}):
+            for _ in range(2):  # TorchScript measures in the first run and compiles in the second
+                self._infer([_Item(None, self._example)] * size)
+
+
+_LIMITS = ("max_bytes", "max_items")
+_LOST = render_problem(500, "the handler gave this request no answer")
+
+
+def _choose(settings: Mapping[str, Any], key: str, choices: tuple[str, ...]) -> str:
+    value = settings.get(key, choices[0])
+    if value not in choices:
+        raise ValueError(f"expected handler.{key} to be one of {choices}, found {value!r}")
+    return str(value)
+
+
+def _unfinished(slots: Sequence[_Slot]) -> Iterator[_Slot]:
+    return (slot for slot in slots if slot.response is None)
+
+
+def _scatter(outputs: Any, count: int) -> list[Any]:
+    """Split a model's output into one for each item.
+
+    Raises:
+        ValueError: it does not have one for each.
+    """
+    if isinstance(outputs, Mapping):
+        columns = {name: _scatter(value, count) for name, value in outputs.items()}
+        return [{name: values[i] for name, values in columns.items()} for i in range(count)]
+    if isinstance(outputs, tuple) and outputs:
+        return list(zip(*(_scatter(value, count) for value in outputs), strict=True))
+    if len(outputs) != count:
+        raise ValueError(f"expected {count} outputs for {count} inputs, found {len(outputs)}")
+    if isinstance(outputs, torch.Tensor):
+        return list(outputs.cpu())
+    return list(outputs)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether memory ran out: torch raises a RuntimeError of its own kind on each device."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

@@ -1,0 +1,210 @@
+"""Object detector: the bytes of an image in, labelled boxes out.
+
+In: images, as image_classifier takes them.
+Out: JSON, [{"label": "cat", "score": 0.98, "box": [x1, y1, x2, y2]}, ...], the highest score first,
+in pixels of the client's upright image; as npy the boxes alone; as v2 boxes, scores and labels.
+
+Settings, under `handler:` in model-config.yaml, and batch_handler's:
+  image_size        [height, width] that images are resized to; without it they stay as they are
+  letterbox         resize with the sides' ratio kept and grey bars around; default false
+  takes             batch: (N, 3, H, W) in, boxes (N, A, 4) and scores (N, A, classes) out
+                    list: torchvision's, a list of (3, H, W) in, a list of boxes, labels, scores out
+                    image: the same for one (3, H, W), as torchvision's ONNX files are
+                    default: batch with image_size; without it image for backend onnx, else list
+  box_format        of `batch`: xyxy, xywh or cxcywh; default xyxy
+  box_units         of `batch`: pixels of the model's input, or relative (0 to 1); default pixels
+  background        whether class 0 is the background, as torchvision's; default true
+  score_threshold   default 0.5
+  iou_threshold     of boxes of one class that overlap by more the best stays; default of batch
+                    0.5, of list and image 1 (none goes: the model has seen to it)
+  max_detections    default 100
+  max_pixels        of an image
+classes.json lists the labels in the model's order, the background among them.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from batch_handler import BatchHandler
+from boxes import FORMATS, suppress, to_corners
+from image_input import ImageLimits, read_image
+from inference_request import Part
+from inference_response import Arrays
+from letterbox import fit_image, restore_boxes
+from vision_operators import define_missing
+
+__all__ = ["ObjectDetector"]
+
+Detections = dict[str, torch.Tensor]
+"""boxes (n, 4), scores (n) and labels (n) of one image."""
+
+WARM_UP_SIZE = (320, 320)
+CANDIDATES = 5000
+"""Boxes of one image that are compared with one another; the time grows with the square."""
+
+
+class ObjectDetector(BatchHandler):
+    """Finds objects with a model that takes float32 in [0, 1]; see the module."""
+
+    def initialize(self, context: Any) -> None:
+        """Load the model; a file of torchvision's needs its operators first."""
+        define_missing()
+        super().initialize(context)
+
+    def configure(self) -> None:
+        """Read settings and labels, and try the model once."""
+        settings = self.settings
+        size = settings.get("image_size")
+        self.image_size = None if size is None else (int(size[0]), int(size[1]))
+        usual = "image" if self.backend.name in ("onnx", "openvino") else "list"
+        self.takes = str(settings.get("takes", usual if size is None else "batch"))
+        _check_choice("takes", self.takes, ("batch", "list", "image"))
+        self.box_format = str(settings.get("box_format", "xyxy"))
+        _check_choice("box_format", self.box_format, FORMATS)
+        self.box_units = str(settings.get("box_units", "pixels"))
+        _check_choice("box_units", self.box_units, ("pixels", "relative"))
+        self.score_threshold = float(settings.get("score_threshold", 0.5))
+        self.iou_threshold = float(
+            settings.get("iou_threshold", 0.5 if self.takes == "batch" else 1)
+        )
+        self.max_detections = int(settings.get("max_detections", 100))
+        self.background = bool(settings.get("background", True))
+        self.labels = json.loads((self.folder / "classes.json").read_text(encoding="utf-8"))
+        limits = {key: int(settings[key]) for key in ("max_pixels",) if key in settings}
+        self.image_limits = ImageLimits(max_bytes=self.limits.max_bytes, **limits)
+        # torchvision's scripted models say so each time anew: (losses, detections).
+        warnings.filterwarnings("ignore", ".*tuple in scripting")
+        with torch.inference_mode():
+            self.infer(*(item[None].to(self.backend.device) for item in self.make_example()))
+
+    def make_example(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return a black image."""
+        size = self.image_size or WARM_UP_SIZE
+        return self.make_tensor(torch.zeros(*size, 3, dtype=torch.uint8))
+
+    def decode(self, part: Part) -> torch.Tensor:
+        """Decode an image: (H, W, 3) uint8."""
+        return read_image(part.read_bytes(), self.image_limits)
+
+    def make_tensor(self, decoded: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the model's input, (3, H, W) uint8, and the frame that leads back from it."""
+        size = self.image_size or (decoded.shape[0], decoded.shape[1])
+        return fit_image(decoded, size, keep_ratio=bool(self.settings.get("letterbox")))
+
+    def infer(self, *batch: torch.Tensor) -> list[Detections]:
+        """Return the detections of each image, in its client's pixels, the highest score first."""
+        pixels, frames = batch
+        images = pixels.float() * (1 / 255)
+        if self.takes == "batch":
+            found = self._split(self.backend.run(images), images.shape)
+        elif self.takes == "list":
+            found = _find_list(self.backend.run(list(images)), len(images))
+        else:
+            found = [_name_outputs(self.backend.run(image)) for image in images]
+        pairs = zip(found, frames.cpu(), strict=True)
+        return [self._choose(detections, frame) for detections, frame in pairs]
+
+    def make_answer(self, output: Detections) -> list[dict[str, Any]]:
+        """Return the detections, the highest score first."""
+        columns = (output["boxes"].tolist(), output["scores"].tolist(), self._name_labels(output))
+        return [
+            {
+                "label": label,
+                "score": round(score, 6),
+                "box": [round(value, 2) for value in box],
+            }
+            for box, score, label in zip(*columns, strict=True)
+        ]
+
+    def make_arrays(self, output: Detections) -> Arrays:
+        """Return boxes, scores and labels."""
+        labels = np.array(self._name_labels(output), dtype=np.str_)
+        return {"boxes": output["boxes"], "scores": output["scores"], "labels": labels}
+
+    def _split(self, outputs: Any, shape: Sequence[int]) -> list[Detections]:
+        """Take a batch of raw boxes and scores apart: an entry for each box and class."""
+        columns = _name_outputs(outputs)
+        boxes = to_corners(columns["boxes"].float(), self.box_format)
+        if self.box_units == "relative":
+            boxes = boxes * boxes.new_tensor([shape[3], shape[2]] * 2)
+        if "labels" in columns:
+            names = ("scores", "labels")
+            return [
+                {"boxes": boxes[i], **{name: columns[name][i] for name in names}}
+                for i in range(shape[0])
+            ]
+        scores = columns["scores"].float()
+        if scores.shape != (*boxes.shape[:2], len(self.labels)):
+            raise ValueError(
+                f"expected scores {(*boxes.shape[:2], len(self.labels))} for "
+                f"{len(self.labels)} labels in classes.json, found {tuple(scores.shape)}; "
+                "pack the model with its own classes"
+            )
+        found = []
+        for i in range(shape[0]):
+            place, label = (scores[i] > self.score_threshold).nonzero(as_tuple=True)
+            found.append(
+                {"boxes": boxes[i][place], "scores": scores[i][place, label], "labels": label}
+            )
+        return found
+
+    def _choose(self, found: Detections, frame: torch.Tensor) -> Detections:
+        """Return what is good enough to be told, in the client's pixels."""
+        boxes, scores, labels = (found[name].cpu() for name in ("boxes", "scores", "labels"))
+        boxes, scores = restore_boxes(boxes.float(), frame), scores.float()
+        wanted = scores > self.score_threshold
+        wanted &= (boxes[:, 2:] > boxes[:, :2]).all(1)  # what lies outside the image is empty
+        if self.background:
+            wanted &= labels != 0
+        chosen = wanted.nonzero()[:, 0]
+        order = scores[chosen].argsort(descending=True, stable=True)[:CANDIDATES]
+        chosen = chosen[order]
+        if self.iou_threshold < 1:
+            kept = suppress(boxes[chosen], scores[chosen], self.iou_threshold, labels[chosen])
+            chosen = chosen[kept]
+        chosen = chosen[: self.max_detections]
+        return {"boxes": boxes[chosen], "scores": scores[chosen], "labels": labels[chosen]}
+
+    def _name_labels(self, output: Detections) -> list[str]:
+        indices = output["labels"].tolist()
+        if indices and max(indices) >= len(self.labels):
+            raise ValueError(
+                f"expected labels below {len(self.labels)}, as many as classes.json holds, "
+                f"found {max(indices)}; pack the model with its own classes"
+            )
+        return [str(self.labels[index]) for index in indices]
+
+
+def _check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"expected handler.{key} to be one of {choices}, found {value!r}")
+
+
+def _find_list(outputs: Any, count: int) -> list[Detections]:
+    """Return one mapping an image; a scripted torchvision model gives (losses, detections)."""
+    if isinstance(outputs, tuple) and len(outputs) == 2 and isinstance(outputs[1], list):
+        outputs = outputs[1]
+    if not isinstance(outputs, list) or len(outputs) != count:
+        raise ValueError(f"expected a list of {count} detections, found {type(outputs).__name__}")
+    return [_name_outputs(item) for item in outputs]
+
+
+def _name_outputs(outputs: Any) -> Detections:
+    """Name a model's outputs: in order boxes and scores; whole numbers are labels."""
+    named: Detections = {}
+    if isinstance(outputs, Mapping):
+        named = {name: outputs[name] for name in ("boxes", "scores", "labels") if name in outputs}
+    else:
+        for output in outputs if isinstance(outputs, (tuple, list)) else (outputs,):
+            is_label = not output.is_floating_point()
+            named["labels" if is_label else "scores" if "boxes" in named else "boxes"] = output
+    if not {"boxes", "scores"} <= set(named):
+        raise ValueError(f"expected boxes and scores from the model, found {sorted(named)}")
+    return named

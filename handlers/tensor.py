@@ -1,0 +1,180 @@
+"""Tensor: any model, arrays in and arrays out.
+
+In: npy; JSON lists; KServe v1 {"instances": [...]} and v2 {"inputs": [{name, shape, datatype,
+data}]}; TensorFlow Serving's {"inputs": ...}; several inputs by their names. An array with one
+dimension more than an input has is a batch of them.
+Out: JSON lists, npy, raw numbers, v2; for a batch a list, in order.
+At /explanations: how much each number of the inputs speaks for a number of the output.
+
+Settings, under `handler:` in model-config.yaml: inputs (a list of {name, shape, datatype,
+allow_nan}; shape without the batch axis, null where free), max_elements, and those of attribution
+and batch_handler.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from array_input import Array, ArrayLimits, InputSpec, read_array
+from attribution import Explainer, Explanation, find_place
+from batch_handler import BatchHandler, Tensors
+from inference_request import InferenceRequest, Part
+from inference_response import Arrays, InferenceResponse, render
+from problem import RejectedInput
+
+__all__ = ["TensorHandler"]
+
+
+class TensorHandler(BatchHandler):
+    """Gives a model the arrays of a request, and the client the model's."""
+
+    def configure(self) -> None:
+        """Read what the model takes, from the settings or from the model file itself."""
+        declared = self.settings.get("inputs")
+        if declared:
+            self.inputs = tuple(InputSpec.parse(item) for item in declared)
+        else:
+            names = self.backend.inputs or ("input",)
+            self.inputs = tuple(InputSpec(name=name) for name in names)
+        self.array_limits = ArrayLimits(
+            max_elements=int(self.settings.get("max_elements", ArrayLimits.max_elements))
+        )
+        self.explainer = Explainer(self.backend, self.settings, batch=self.max_batch)
+
+    def make_example(self) -> tuple[torch.Tensor, ...] | None:
+        """Return zeros where the settings declare shapes."""
+        if any(item.shape is None or None in item.shape for item in self.inputs):
+            return None
+        return tuple(
+            torch.from_numpy(item.check(np.zeros(item.shape or (), "float32")))
+            for item in self.inputs
+        )
+
+    def read(self, request: InferenceRequest) -> Sequence[tuple[Array, ...]]:
+        """Return the inputs of each thing to predict, one array an input."""
+        if request.form == "v1":
+            return [self._read_instance(part) for part in request.parts]
+        named = {part.name: part for part in request.parts}
+        if len(self.inputs) > 1 or (request.form in ("v2", "columns") and "" not in named):
+            columns = [self._read_named(named, item) for item in self.inputs]
+        elif request.form == "many":
+            return [(self._read_single(part),) for part in request.parts]
+        else:
+            columns = [read_array(request.parts[0], self.array_limits)]
+        return self._split(request, columns)
+
+    def make_tensor(self, decoded: tuple[Array, ...]) -> tuple[torch.Tensor, ...]:
+        """Return the arrays as tensors, in the order of the model's inputs."""
+        return tuple(
+            torch.from_numpy(np.asarray(item.check(array)))  # a row of a vector is no array
+            for item, array in zip(self.inputs, decoded, strict=True)
+        )
+
+    def make_answer(self, output: Any) -> Any:
+        """Return the output as lists, by name where the model names its outputs."""
+        if isinstance(output, Mapping):
+            return {str(name): self.make_answer(value) for name, value in output.items()}
+        if isinstance(output, tuple):
+            return [self.make_answer(value) for value in output]
+        return output.tolist()
+
+    def make_arrays(self, output: Any) -> Arrays:
+        """Return the outputs by name; those without one are output_0, output_1."""
+        if isinstance(output, Mapping):
+            return {str(name): value for name, value in output.items()}
+        if isinstance(output, tuple):
+            return {f"output_{index}": value for index, value in enumerate(output)}
+        return {"output": output}
+
+    def explain(self, request: InferenceRequest, inputs: Sequence[Tensors]) -> InferenceResponse:
+        """Answer how much each number of the inputs speaks for a number of the output."""
+        found = [self._explain_item(request, item) for item in inputs]
+        return render(
+            request,
+            [item.to_json() for item in found],
+            lambda: [item.to_arrays() for item in found],
+            model=self.model_name,
+            version=self.model_version,
+        )
+
+    def _explain_item(self, request: InferenceRequest, tensors: Tensors) -> Explanation:
+        options = self.explainer.read_options(request)
+        inputs = tuple(tensor[None].to(self.backend.device) for tensor in tensors)
+
+        def pick(outputs: Any) -> torch.Tensor:
+            output = _choose_output(outputs, options.output)
+            return output.reshape(len(output), -1)
+
+        with torch.inference_mode():
+            outputs = self.backend.run(*inputs)
+        scores = pick(outputs)[0]
+        shape = tuple(_choose_output(outputs, options.output).shape[1:])
+        index = find_place(options.target, shape, int(scores.argmax()))
+        values, delta = self.explainer.attribute(options.method, inputs, index, pick=pick)
+        names = [item.name for item in self.inputs] if len(inputs) > 1 else ["attributions"]
+        place = [int(number) for number in np.unravel_index(index, shape or (1,))]
+        return Explanation(
+            method=options.method,
+            target=place if len(place) > 1 else place[0],
+            prediction=float(scores[index]),
+            attributions={name: value[0] for name, value in zip(names, values, strict=True)},
+            delta=delta,
+        )
+
+    def _read_instance(self, part: Part) -> tuple[Array, ...]:
+        """Read one instance of v1: an array, or a mapping of named ones."""
+        value = part.value
+        names = {item.name for item in self.inputs}
+        if isinstance(value, Mapping) and names <= set(value):
+            parts = {name: Part(value[name], part.content_type, name) for name in names}
+            return tuple(self._read_named(parts, item) for item in self.inputs)
+        if len(self.inputs) > 1:
+            raise RejectedInput(422, f"expected an object with {sorted(names)} for each instance")
+        return (read_array(part, self.array_limits),)
+
+    def _read_named(self, parts: Mapping[str, Part], spec: InputSpec) -> Array:
+        if spec.name not in parts:
+            raise RejectedInput(
+                422,
+                f"expected inputs {[item.name for item in self.inputs]}, "
+                f"found {sorted(name[:40] for name in parts)[:8]}",
+            )
+        return read_array(parts[spec.name], self.array_limits)
+
+    def _read_single(self, part: Part) -> Array:
+        return read_array(part, self.array_limits)
+
+    def _split(
+        self, request: InferenceRequest, columns: Sequence[Array]
+    ) -> Sequence[tuple[Array, ...]]:
+        """Take a batch apart; whether it is one, the declared rank says, else the protocol."""
+        first, spec = columns[0], self.inputs[0]
+        if request.form == "one" and spec.shape is not None and first.ndim == len(spec.shape):
+            return [tuple(columns)]
+        sizes = {array.shape[0] if array.ndim else 0 for array in columns}
+        if len(sizes) != 1 or 0 in sizes:
+            raise RejectedInput(422, f"expected inputs with one batch axis, found {sorted(sizes)}")
+        if max(sizes) > self.limits.max_items:
+            raise RejectedInput(
+                413, f"expected at most {self.limits.max_items} items, found {max(sizes):,}"
+            )
+        if request.form == "one":
+            request.form = "many"
+        return list(zip(*columns, strict=True))
+
+
+def _choose_output(outputs: Any, wanted: Any) -> torch.Tensor:
+    """Return one of a model's outputs: by name or number, or else the first."""
+    if isinstance(outputs, torch.Tensor):
+        return outputs
+    named = outputs if isinstance(outputs, Mapping) else dict(enumerate(outputs))
+    if wanted is None:
+        wanted = next(iter(named))
+    if isinstance(wanted, (str, int)) and wanted in named:
+        output: torch.Tensor = named[wanted]
+        return output
+    raise RejectedInput(422, f"expected output to be one of {list(named)}")
