@@ -222,6 +222,7 @@ class BatchHandler:
         try:
             outputs = self._infer(items)
         except Exception as exc:
+            traceback.clear_frames(exc.__traceback__)  # they hold the batch, and what came of it
             if len(items) == 1:
                 items[0].error = exc
                 return

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -59,8 +58,6 @@ Arrays = Mapping[str, "torch.Tensor | np.ndarray[Any, Any] | list[str]"]
 
 # Made once: json.dumps makes an encoder for every call that has settings.
 _encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
-_MEDIA_RANGE = re.compile(r"\s*([\w!#$&^.+*-]+/[\w!#$&^.+*-]+)\s*((?:;[^,]*)?)")
-_QUALITY = re.compile(r";\s*q\s*=\s*([\d.]+)", re.IGNORECASE)
 
 
 @dataclass
@@ -104,24 +101,26 @@ def choose_type(accept: str, offered: tuple[str, ...]) -> str:
 
 def _quality(accept: str, offer: str) -> float:
     """Return the weight of the most specific range that covers a type; 0 where none does."""
+    ranges = ("*/*", f"{offer.partition('/')[0]}/*", offer)
     specificity, quality = -1, 0.0
-    for media, parameters in _MEDIA_RANGE.findall(accept):
-        media = media.lower()
-        if media == offer:
-            rank = 2
-        elif media == f"{offer.partition('/')[0]}/*":
-            rank = 1
-        elif media == "*/*":
-            rank = 0
-        else:
-            continue
-        if rank > specificity:
-            weight = _QUALITY.search(parameters)
-            try:
-                specificity, quality = rank, float(weight[1]) if weight else 1.0
-            except ValueError:
-                specificity, quality = rank, 0.0
+    for entry in accept.lower().split(","):
+        media, _, parameters = entry.partition(";")
+        media = media.strip()
+        if media in ranges and ranges.index(media) > specificity:
+            specificity, quality = ranges.index(media), _weight(parameters)
     return quality
+
+
+def _weight(parameters: str) -> float:
+    """Return the q of a media range: 1 where it has none, 0 where it is no number."""
+    for parameter in parameters.split(";"):
+        name, _, value = parameter.partition("=")
+        if name.strip() == "q":
+            try:
+                return float(value)
+            except ValueError:
+                return 0.0
+    return 1.0
 
 
 def render(

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import random
+import weakref
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -152,6 +153,27 @@ def test_out_of_memory_halves_the_batch(
     answers = ask(double, *(post([n]) for n in range(8)))
     assert [answer.body for answer in answers] == [[2 * n] for n in range(8)]
     assert [shape[0] for shape in double.seen] == shapes
+
+
+def test_a_batch_that_failed_holds_no_memory_while_its_halves_are_tried(
+    double: Any, post: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The exception's traceback would hold what infer had made until then.
+    made: list[weakref.ref[torch.Tensor]] = []
+    alive = []
+
+    def infer(numbers: torch.Tensor) -> torch.Tensor:
+        alive.append(sum(reference() is not None for reference in made))
+        intermediate = numbers * 2
+        made.append(weakref.ref(intermediate))
+        if len(numbers) > 1:
+            raise MemoryError("all of it")
+        return intermediate
+
+    monkeypatch.setattr(double, "infer", infer)
+    answers = ask(double, *(post([n]) for n in range(4)))
+    assert [answer.body for answer in answers] == [[0], [2], [4], [6]]
+    assert alive[:3] == [0, 0, 0]  # of 4, 2, 1
 
 
 def exhaust_torch() -> None:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -88,6 +90,14 @@ def test_the_client_chooses_how_its_answer_is_written(
     render: Callable[..., Any], accept: str, kind: str
 ) -> None:
     assert render(ONE, accept=accept).content_type == kind
+
+
+@pytest.mark.parametrize("accept", ["a", " ", "a/", "a/b;", "a/b,", ";q=", "*/*;"])
+def test_no_accept_header_keeps_a_worker_busy(handlers: Import, accept: str) -> None:
+    started = time.perf_counter()
+    with contextlib.suppress(handlers("problem").RejectedInput):
+        handlers("inference_response").choose_type(f"x{accept * 2000}x", (JSON, NPY, RAW))
+    assert time.perf_counter() - started < 0.1
 
 
 @pytest.mark.parametrize("accept", ["text/html", "image/*", "nonsense", "application/json;q=0"])
