@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["Backend", "BACKENDS", "load_backend"]
+__all__ = ["Backend", "load_backend"]
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,14 @@ def load_backend(
         ValueError: no such backend, or one that needs another file.
         ModuleNotFoundError: the backend's library is not installed; says how to install it.
     """
-    if name not in BACKENDS:
-        raise ValueError(f"expected a backend of {', '.join(BACKENDS)}, found {name!r}")
+    if name != "eager" and name not in _LOADERS:
+        raise ValueError(f"expected a backend of {', '.join([*_LOADERS, 'eager'])}, found {name!r}")
     torch.set_num_threads(threads)
-    if name == "eager":
-        if architecture is None:
-            raise ValueError("backend eager needs the Python file of the model's class")
-        return _load_eager(path, device, architecture)
-    return BACKENDS[name](path, device, threads)
+    if name != "eager":
+        return _LOADERS[name](path, device, threads)
+    if architecture is None:
+        raise ValueError("backend eager needs the Python file of the model's class")
+    return _load_eager(path, device, architecture)
 
 
 def _load_torchscript(path: Path, device: torch.device, threads: int) -> Backend:
@@ -171,11 +171,10 @@ def _import(name: str) -> Any:
         ) from exc
 
 
-BACKENDS: dict[str, Callable[[Path, torch.device, int], Backend]] = {
+_LOADERS: dict[str, Callable[[Path, torch.device, int], Backend]] = {
     "torchscript": _load_torchscript,
     "onnx": _load_onnx,
     "exported": _load_exported,
     "aotinductor": _load_aotinductor,
     "openvino": _load_openvino,
-    "eager": _load_torchscript,  # never called: load_backend passes the architecture
 }

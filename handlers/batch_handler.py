@@ -160,6 +160,15 @@ class BatchHandler:
 
     # What the base does.
 
+    def write(
+        self,
+        request: InferenceRequest,
+        values: Sequence[Any],
+        arrays: Callable[[], Sequence[Arrays]],
+    ) -> InferenceResponse:
+        """Write what one request gets, in its own form; see inference_response.render."""
+        return render(request, values, arrays, model=self.model_name, version=self.model_version)
+
     def answer(self, incoming: Sequence[Incoming]) -> list[InferenceResponse]:
         """Answer a batch of requests: one response for each, in order."""
         slots = [_Slot(item) for item in incoming]
@@ -253,12 +262,10 @@ class BatchHandler:
     def _render(self, slot: _Slot) -> None:
         assert slot.request is not None  # else it was refused
         outputs = [item.output for item in slot.items]
-        slot.response = render(
+        slot.response = self.write(
             slot.request,
             [self.make_answer(output) for output in outputs],
             lambda: [self.make_arrays(output) for output in outputs],
-            model=self.model_name,
-            version=self.model_version,
         )
 
     def _explain(self, slot: _Slot) -> None:

@@ -30,7 +30,6 @@ from inference_response import (
     Arrays,
     InferenceResponse,
     choose_type,
-    render,
 )
 
 __all__ = ["ImageClassifier"]
@@ -47,7 +46,7 @@ class ImageClassifier(BatchHandler):
         """Load the labels and check that the model has one logit for each."""
         self.image_limits = ImageLimits(
             max_bytes=self.limits.max_bytes,
-            **{key: int(self.settings[key]) for key in ("max_pixels",) if key in self.settings},
+            max_pixels=int(self.settings.get("max_pixels", ImageLimits.max_pixels)),
         )
         height, width = self.settings.get("image_size", (224, 224))
         self.image_size = int(height), int(width)
@@ -98,12 +97,10 @@ class ImageClassifier(BatchHandler):
             image = read_image(request.parts[0].read_bytes(), self.image_limits)
             picture = draw_heat_map(image, found[0].attributions["attributions"])
             return InferenceResponse(200, PNG_TYPE, picture, found[0].to_headers())
-        return render(
+        return self.write(
             request,
             [item.to_json() for item in found],
             lambda: [item.to_arrays() for item in found],
-            model=self.model_name,
-            version=self.model_version,
         )
 
     def _explain_image(self, request: InferenceRequest, pixels: torch.Tensor) -> Explanation:

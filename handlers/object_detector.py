@@ -77,8 +77,10 @@ class ObjectDetector(BatchHandler):
         self.max_detections = int(settings.get("max_detections", 100))
         self.background = bool(settings.get("background", True))
         self.labels = json.loads((self.folder / "classes.json").read_text(encoding="utf-8"))
-        limits = {key: int(settings[key]) for key in ("max_pixels",) if key in settings}
-        self.image_limits = ImageLimits(max_bytes=self.limits.max_bytes, **limits)
+        self.image_limits = ImageLimits(
+            max_bytes=self.limits.max_bytes,
+            max_pixels=int(settings.get("max_pixels", ImageLimits.max_pixels)),
+        )
         # torchvision's scripted models say so each time anew: (losses, detections).
         warnings.filterwarnings("ignore", ".*tuple in scripting")
         with torch.inference_mode():

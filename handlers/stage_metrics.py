@@ -111,9 +111,13 @@ def _observe(
 
 
 def _is_declared(cache: Any) -> bool:
-    """Tell whether the server's metrics file names ours."""
+    """Tell whether the server's metrics file names all of ours."""
+    histograms = [
+        f"{name}_{part}" for name in (STAGE, BATCH) for part in ("bucket", "sum", "count")
+    ]
     try:
-        cache.get_metric(REQUESTS)
+        for name in (REQUESTS, *histograms):
+            cache.get_metric(name)
     except Exception:  # TorchServe's own kind, a KeyError of a test's, or no cache at all
         return False
     return True

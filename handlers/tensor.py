@@ -23,7 +23,7 @@ from array_input import Array, ArrayLimits, InputSpec, read_array
 from attribution import Explainer, Explanation, find_place
 from batch_handler import BatchHandler, Tensors
 from inference_request import InferenceRequest, Part
-from inference_response import Arrays, InferenceResponse, render
+from inference_response import Arrays, InferenceResponse
 from problem import RejectedInput
 
 __all__ = ["TensorHandler"]
@@ -62,7 +62,7 @@ class TensorHandler(BatchHandler):
         if len(self.inputs) > 1 or (request.form in ("v2", "columns") and "" not in named):
             columns = [self._read_named(named, item) for item in self.inputs]
         elif request.form == "many":
-            return [(self._read_single(part),) for part in request.parts]
+            return [(read_array(part, self.array_limits),) for part in request.parts]
         else:
             columns = [read_array(request.parts[0], self.array_limits)]
         return self._split(request, columns)
@@ -93,12 +93,10 @@ class TensorHandler(BatchHandler):
     def explain(self, request: InferenceRequest, inputs: Sequence[Tensors]) -> InferenceResponse:
         """Answer how much each number of the inputs speaks for a number of the output."""
         found = [self._explain_item(request, item) for item in inputs]
-        return render(
+        return self.write(
             request,
             [item.to_json() for item in found],
             lambda: [item.to_arrays() for item in found],
-            model=self.model_name,
-            version=self.model_version,
         )
 
     def _explain_item(self, request: InferenceRequest, tensors: Tensors) -> Explanation:
@@ -144,9 +142,6 @@ class TensorHandler(BatchHandler):
                 f"found {sorted(name[:40] for name in parts)[:8]}",
             )
         return read_array(parts[spec.name], self.array_limits)
-
-    def _read_single(self, part: Part) -> Array:
-        return read_array(part, self.array_limits)
 
     def _split(
         self, request: InferenceRequest, columns: Sequence[Array]

@@ -36,7 +36,7 @@ from marwright.errors import (
     ServerDiedError,
     ServerError,
 )
-from marwright.server.frontend import write_eager_model
+from marwright.server.eager_batches import write_eager_model
 from marwright.server.java import find_java
 from marwright.server.ports import Ports
 from marwright.server.properties import DEFAULTS, render_properties
@@ -67,7 +67,7 @@ class TorchServe:
     marwright.server.properties; `ports` None means free ones. `policy` says which archives may be
     loaded and registered; a policy file in the store does so too. With `eager_batches` a worker
     takes the requests that wait and begins, and maxBatchDelay counts microseconds
-    (marwright.server.frontend). `timeout` is the deadline in
+    (marwright.server.eager_batches). `timeout` is the deadline in
     seconds for the whole start. Entering returns once every model has its workers READY, and raises
     a ServerError that says why not otherwise; leaving ends the process group and removes the
     private run folder (mode 0700) that holds tokens, sockets, temporary files and, without `logs`,

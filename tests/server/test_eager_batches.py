@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from marwright.server import TorchServe, register
-from marwright.server.frontend import MODEL_CLASS, write_eager_model
+from marwright.server.eager_batches import MODEL_CLASS, write_eager_model
 
 # Answers how many requests shared its batch, which takes a while.
 HANDLER = """
