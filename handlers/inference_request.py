@@ -207,12 +207,25 @@ def _read_inputs(request: InferenceRequest, body: Mapping[str, Any]) -> None:
         request.form = "v2"
         request.parts = [part for item in inputs for part in _read_v2_input(item)]
         request.client_id = str(body.get("id") or "")[:200]
-    elif isinstance(inputs, Mapping) and not {"b64", "data"} & set(inputs):
-        request.form = "columns"
-        request.parts = [Part(value, JSON_TYPE, str(name)) for name, value in inputs.items()]
+        return
+    request.form = "columns"
+    if isinstance(inputs, Mapping) and not {"b64", "data"} & set(inputs):
+        columns = {str(name): value for name, value in inputs.items()}
     else:
-        request.form = "columns"
-        request.parts = [Part(inputs, JSON_TYPE)]
+        columns = {"": inputs}
+    pairs = list(columns.items())
+    if len(pairs) == 1 and _is_list_of_files(pairs[0][1]):
+        pairs = [(pairs[0][0], value) for value in pairs[0][1]]
+    request.parts = [Part(value, JSON_TYPE, name) for name, value in pairs]
+
+
+def _is_list_of_files(column: Any) -> bool:
+    """Tell texts and files, each a thing to predict, from numbers, which are one array."""
+    return (
+        isinstance(column, list)
+        and len(column) > 0
+        and all(isinstance(item, (str, Mapping)) for item in column)
+    )
 
 
 def _read_v2_input(item: Mapping[str, Any]) -> list[Part]:

@@ -59,6 +59,10 @@ class TensorHandler(BatchHandler):
         if request.form == "v1":
             return [self._read_instance(part) for part in request.parts]
         named = {part.name: part for part in request.parts}
+        if len(named) < len(request.parts):  # files, each a thing by itself
+            if len(self.inputs) > 1:
+                raise RejectedInput(422, "expected each input once, found one several times")
+            return [(read_array(part, self.array_limits),) for part in request.parts]
         if len(self.inputs) > 1 or (request.form in ("v2", "columns") and "" not in named):
             columns = [self._read_named(named, item) for item in self.inputs]
         elif request.form == "many":

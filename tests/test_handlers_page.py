@@ -37,14 +37,19 @@ def test_the_handler_shown_has_at_most_20_lines(text: str) -> None:
     assert len([line for line in find_example(text).splitlines() if line.strip()]) <= 20
 
 
-def test_the_handler_shown_answers(root: Path, text: str, tmp_path: Path) -> None:
+def write_folder(root: Path, text: str, folder: Path) -> None:
+    """Lay out what the page says: the handler shown among marwright's own, model, vocabulary."""
     for path in (root / "handlers").glob("[!_]*.py"):
-        shutil.copy(path, tmp_path)
-    (tmp_path / "sentiment.py").write_text(find_example(text))
-    (tmp_path / "vocabulary.txt").write_text("good bad")
+        shutil.copy(path, folder)
+    (folder / "sentiment.py").write_text(find_example(text))
+    (folder / "vocabulary.txt").write_text("good bad")
     model = torch.nn.Linear(2, 1)
     model.weight.data, model.bias.data = torch.tensor([[4.0, -4.0]]), torch.zeros(1)
-    torch.jit.script(model).save(tmp_path / "model.pt")
+    torch.jit.script(model).save(folder / "model.pt")
+
+
+def test_the_handler_shown_answers(root: Path, text: str, tmp_path: Path) -> None:
+    write_folder(root, text, tmp_path)
     spec = Spec.create(
         name="sentiment", handler="sentiment.py", model="model.pt", files=["vocabulary.txt"]
     )
@@ -71,3 +76,10 @@ def test_every_metric_is_shown(root: Path, text: str) -> None:
         last = word if not word.startswith("_") else last
         shown.add(word if not word.startswith("_") else last.replace("_bucket", word))
     assert shown == ours
+
+
+def test_the_spec_shown_packs_the_handler_shown(root: Path, text: str, tmp_path: Path) -> None:
+    (shown,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    spec = Spec.create(**yaml.safe_load(shown))
+    write_folder(root, text, tmp_path)
+    assert pack_spec(spec, folder=tmp_path, out=tmp_path / "sentiment.mar").name == "sentiment"

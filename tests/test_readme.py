@@ -35,4 +35,4 @@ def test_the_readmes_python_runs_as_written(root: Path, run: Run, tmp_path: Path
         check=False,
     )
     assert answer.returncode == 0, answer.stderr
-    assert "415 POST /predictions/cnn answered 415: expected a PNG" in answer.stdout
+    assert "415 POST /predictions/digits answered 415: expected a PNG" in answer.stdout

@@ -32,7 +32,7 @@ _UNDECLARED = {
     "yaml": ("pyyaml", "every worker", True),
     "numpy": ("numpy", "torch's tensors in handlers", True),
     "requests": ("requests", "ts.launcher", True),
-    "captum": ("captum", "the stock vision and text handlers only", False),
+    "captum": ("captum", "explanations, and the stock vision and text handlers", False),
     "pynvml": ("nvidia-ml-py", "GPU metrics only", False),
 }
 

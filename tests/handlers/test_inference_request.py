@@ -51,6 +51,8 @@ BODIES: dict[str, tuple[Any, str, list[Any]]] = {
     "instances with a signature": ({"signature_name": "s", "instances": [1]}, "v1", [1]),
     "columns by name": ({"inputs": {"a": [1], "b": [2]}}, "columns", [[1], [2]]),
     "one column": ({"inputs": [[1, 2]]}, "columns", [[[1, 2]]]),
+    "a column of texts": ({"inputs": ["a", "b"]}, "columns", ["a", "b"]),
+    "a column of files": ({"inputs": {"x": [{"b64": HELLO}] * 2}}, "columns", [{"b64": HELLO}] * 2),
     "one column of base64": ({"inputs": {"b64": HELLO}}, "columns", [{"b64": HELLO}]),
     "v2": ({"inputs": [TENSOR, {**TENSOR, "name": "y"}]}, "v2", [TENSOR, {**TENSOR, "name": "y"}]),
     "v2 with texts": (

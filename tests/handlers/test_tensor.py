@@ -266,3 +266,35 @@ def test_an_unknown_key_of_an_input_is_told_at_the_start(
 ) -> None:
     with pytest.raises(ValueError, match=r"unknown keys \['dtype'\]"):
         start(handlers("tensor").TensorHandler, Double(), inputs=[{"dtype": "FP32"}])
+
+
+FILES = [base64.b64encode(write_npy(values)).decode() for values in ([1, 2], [3, 4])]
+
+
+@pytest.mark.parametrize(
+    ("body", "key", "told"),
+    [
+        ({"inputs": FILES}, "outputs", [[2, 4], [6, 8]]),
+        ({"inputs": {"x": [{"b64": file} for file in FILES]}}, "outputs", [[2, 4], [6, 8]]),
+        ({"inputs": [{"data": [1, 2]}, {"data": [3, 4]}]}, "outputs", [[2, 4], [6, 8]]),
+    ],
+)
+def test_of_several_files_in_one_column_each_is_answered(
+    double: Any, post: Callable[..., Any], body: Any, key: str, told: Any
+) -> None:
+    assert ask(double, post(body)) == [(200, {key: told})]
+
+
+def test_v2s_files_are_each_answered(double: Any, post: Callable[..., Any]) -> None:
+    tensor = {"name": "x", "shape": [2], "datatype": "BYTES", "data": FILES}
+    ((status, answer),) = ask(double, post({"inputs": [tensor]}))
+    assert status == 200
+    assert answer["outputs"][0]["data"] == [2, 4, 6, 8]
+
+
+def test_an_input_of_several_that_comes_twice_is_refused(
+    pair: Any, post: Callable[..., Any]
+) -> None:
+    parts = [("left", write_npy([1, 2]), NPY), ("left", write_npy([3, 4]), NPY)]
+    ((status, answer),) = ask(pair, post()._replace(row=parts))
+    assert (status, "several times" in answer["detail"]) == (422, True)

@@ -143,10 +143,12 @@ def test_what_ends_a_worker_is_a_500_and_those_who_wait_are_answered_by_the_next
         answer = failed.result()
         seconds = time.monotonic() - started
         others = [future.result() for future in waiting]
-    # TorchServe's own words: the handler is not there any more to say anything.
-    assert (answer.status_code, answer.headers["Content-Type"]) == (500, "application/json")
+    # TorchServe's own words: the handler is not there any more to say anything. Where Java has seen
+    # the exit status of a worker killed with SIGKILL in time, it takes that for the lack of memory.
+    assert answer.status_code in ((500, 507) if fault == "fall_to_the_kernel" else (500,))
+    assert answer.headers["Content-Type"] == "application/json"
     assert answer.json() == {
-        "code": 500,
+        "code": answer.status_code,
         "type": "InternalServerException",
         "message": "Worker died.",
     }
