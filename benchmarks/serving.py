@@ -130,6 +130,7 @@ def compare(materials: Materials, options: argparse.Namespace) -> None:
         "rounds": options.rounds,
         "seconds": options.seconds,
         "bytes": {picture.name: picture.path.stat().st_size for picture in materials.pictures},
+        "accuracy": materials.accuracy,
         "others_cores": median_others(table),
         "failures": failures,
         "ratios": make_ratios(table),
@@ -198,8 +199,10 @@ def make_ratios(table: Table) -> dict[str, dict[str, Any] | None]:
         "large_over_best_peer_64": beat_peers("marwright", "large", 64),
         "scaled_large_over_best_peer_16": beat_peers("marwright_scaled", "large", 16),
         "scaled_large_over_best_peer_64": beat_peers("marwright_scaled", "large", 64),
-        "best_over_marwright": compare_rates("marwright_best", "marwright", "small", 64),
-        "best_over_best_peer": beat_peers("marwright_best", "small", 64),
+        "onnx_over_pillow": compare_rates("marwright_onnx", "marwright_pillow", "small", 64),
+        "int8_over_pillow": compare_rates("marwright_int8", "marwright_pillow", "small", 64),
+        "onnx_over_marwright": compare_rates("marwright_onnx", "marwright", "small", 64),
+        "int8_over_marwright": compare_rates("marwright_int8", "marwright", "small", 64),
     }
 
 

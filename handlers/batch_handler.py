@@ -138,6 +138,10 @@ class BatchHandler:
         """Return the model's input for one thing, without a batch axis; a tuple for several."""
         raise NotImplementedError
 
+    def make_tensors(self, decoded: Sequence[Any]) -> Sequence[torch.Tensor | Tensors]:
+        """Do so for many things at once, where that takes less time; one for each, in order."""
+        return [self.make_tensor(item) for item in decoded]
+
     def infer(self, *batch: torch.Tensor) -> Any:
         """Run the model: each input with a batch axis first, and so each output."""
         return self.backend.run(*batch)
@@ -176,8 +180,7 @@ class BatchHandler:
         for slot in slots:
             self._attempt(slot, self._read)
         watch.lap("decode")
-        for slot in _unfinished(slots):
-            self._attempt(slot, self._prepare)
+        self._prepare_all(list(_unfinished(slots)))
         watch.lap("preprocess")
         self._infer_all([s for s in _unfinished(slots) if not s.incoming.is_explanation])
         watch.lap("infer")
@@ -196,13 +199,28 @@ class BatchHandler:
                 f"expected 1 to {self.limits.max_items} items, found {len(slot.items):,}",
             )
 
-    def _prepare(self, slot: _Slot) -> None:
-        for item in slot.items:
-            tensors = self.make_tensor(item.decoded)
+    def _prepare_all(self, slots: Sequence[_Slot]) -> None:
+        """Make tensors of all things together; where that fails, of each request by itself."""
+        try:
+            self._prepare([item for slot in slots for item in slot.items])
+        except Exception:
+            for slot in slots:
+                self._attempt(slot, lambda slot: self._prepare(slot.items))
+        if self.collate == "refuse":
+            for slot in _unfinished(slots):
+                self._attempt(slot, self._check_shapes)
+
+    def _prepare(self, items: Sequence[_Item]) -> None:
+        found = self.make_tensors([item.decoded for item in items])
+        for item, tensors in zip(items, found, strict=True):
             item.tensors = tensors if isinstance(tensors, tuple) else (tensors,)
+        for item in items:
             item.decoded = None  # it may be large
+
+    def _check_shapes(self, slot: _Slot) -> None:
+        for item in slot.items:
             shapes = [tuple(tensor.shape) for tensor in item.tensors]
-            if self.collate == "refuse" and shapes != self._shapes:
+            if shapes != self._shapes:
                 raise RejectedInput(422, f"expected shapes {self._shapes}, found {shapes}")
 
     def _infer_all(self, slots: Sequence[_Slot]) -> None:

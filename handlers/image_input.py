@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import io
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from problem import RejectedInput
 
-__all__ = ["ImageLimits", "read_image", "resize_image"]
+__all__ = ["ImageLimits", "read_image", "resize_image", "resize_images"]
 
 # Opened by class: Image.open takes a third longer for a small image, and counts pixels by a limit
 # of its own.
@@ -111,17 +111,42 @@ def resize_image(pixels: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     Bilinear and antialiased: torchvision's values for the same bytes, to the last bit (but for a
     width of 1), and within 1 of Pillow's.
     """
+    return _resize(pixels[None], size)[0]
+
+
+def resize_images(images: Sequence[torch.Tensor], size: tuple[int, int]) -> list[torch.Tensor]:
+    """Resize as resize_image does, all of one shape in one go: 64x64 takes 20 us instead of 40.
+
+    The images are copied: not for large ones.
+    """
+    shapes: dict[torch.Size, list[int]] = {}
+    for index, pixels in enumerate(images):
+        shapes.setdefault(pixels.shape, []).append(index)
+    resized = list(images)
+    for indices in shapes.values():
+        batch = _resize(torch.stack([images[index] for index in indices]), size)
+        for index, planes in zip(indices, batch, strict=True):
+            resized[index] = planes
+    return resized
+
+
+def _resize(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Resize (N, H, W, 3) uint8 to (N, 3, h, w) uint8, contiguous."""
     height, width = size
-    if pixels.shape[0] == height and pixels.shape[1] == width:
-        return pixels.permute(2, 0, 1).contiguous()
+    planes = images.permute(0, 3, 1, 2)
+    if planes.shape[2:] == size:
+        return planes.contiguous()
     if width == 1:  # without AVX2 torch reads beside the image here, and values are off by 200
-        image = Image.fromarray(pixels.numpy()).resize((1, height), Image.Resampling.BILINEAR)
-        return _to_tensor(image).permute(2, 0, 1).contiguous()
+        columns = [
+            Image.fromarray(pixels.numpy()).resize((1, height), Image.Resampling.BILINEAR)
+            for pixels in images
+        ]
+        return (
+            torch.stack([_to_tensor(column) for column in columns]).permute(0, 3, 1, 2).contiguous()
+        )
     # What torch.nn.functional.interpolate(mode="bilinear", antialias=True) comes to; its checks
     # would take a fifth as long again for a small image.
-    planes = pixels.permute(2, 0, 1)[None]
-    planes = torch._C._nn._upsample_bilinear2d_aa(planes, (height, width), False, None)
-    return planes[0].contiguous()
+    return torch._C._nn._upsample_bilinear2d_aa(planes, (height, width), False, None).contiguous()
 
 
 def _name_format(data: bytes | bytearray) -> str:

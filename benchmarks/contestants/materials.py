@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import importlib.util
 import io
 import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,16 +22,24 @@ from PIL import Image
 
 from marwright.archive import Run, Spec, pack_run, pack_spec
 from marwright.errors import MarwrightError
-from marwright.training.data import load_images, make_transform
+from marwright.training.data import load_images, make_transform, split_images
 from marwright.training.loop import Settings
 from marwright.training.predict import predict_images
 from marwright.training.train import train_run
 
-__all__ = ["borrow_onnxruntime", "ContestantError", "make_materials", "Materials", "Picture"]
+__all__ = [
+    "borrow_onnxruntime",
+    "ContestantError",
+    "hide_simplejpeg",
+    "make_materials",
+    "Materials",
+    "Picture",
+]
 
 HERE = Path(__file__).parent
-EPOCHS = 4
+SETTINGS = Settings(epochs=4)
 CALIBRATION = 512
+"""Scans of the training split."""
 SERVING = {"minWorkers": 2, "maxWorkers": 2, "batchSize": 32, "maxBatchDelay": 1}
 """marwright's side of model-config.yaml."""
 
@@ -66,13 +76,15 @@ class Materials:
     """Whether the peers' TorchScript goes through optimize_for_inference, as marwright's does."""
     failures: dict[str, str] = field(default_factory=dict)
     """Contestants whose archive could not be made, with the reason."""
+    accuracy: dict[str, float] = field(default_factory=dict)
+    """Of the model in each form that it is served in, on the test split."""
 
 
 def make_materials(
     folder: Path, find_venv: Callable[[str], Path], *, optimized: bool = False
 ) -> Materials:
     """Train, draw and pack; an archive that cannot be made is that contestant's failure."""
-    run = train_run(folder / "run", settings=Settings(epochs=EPOCHS))
+    run = train_run(folder / "run", settings=SETTINGS)
     store = folder / "store"
     store.mkdir()
     pictures = (
@@ -86,7 +98,8 @@ def make_materials(
         "marwright_scaled": lambda out: pack_run(
             run, out=out, settings={**SERVING, "handler": {"scaled_decoding": True}}
         ),
-        "marwright_best": lambda out: pack_onnx(run, out, find_venv("onnx")),
+        "marwright_onnx": lambda out: pack_onnx(materials, out, find_venv("onnx"), "float32"),
+        "marwright_int8": lambda out: pack_onnx(materials, out, find_venv("onnx"), "int8"),
     }
     for name, make in makers.items():
         try:
@@ -135,44 +148,70 @@ def pack_plain(run: Run, store: Path, folder: Path) -> None:
     subprocess.run(command, check=True)
 
 
-def pack_onnx(run: Run, out: Path, venv: Path) -> None:
-    """Build marwright_best: the run's model as ONNX, quantised to int8 on scans of its data set.
+def pack_onnx(materials: Materials, out: Path, venv: Path, form: str) -> None:
+    """Build an archive of the run's model as ONNX, `float32` or `int8`, and note its accuracy.
 
     Export and quantisation happen in the venv `onnx`; the handler's ONNX backend reads the rest.
     """
-    transform = make_transform(run.image_size)
-    scans = load_images("digits").scans[:CALIBRATION]
-    calibration = run.path.parent / "calibration.npy"
-    np.save(calibration, np.stack([np.ascontiguousarray(transform(scan)) for scan in scans]))
-    model = run.path.parent / "model.onnx"
-    program = [str(venv / "bin/python"), str(HERE / "export_onnx.py")]
-    answer = subprocess.run(
-        [*program, str(run.model_path), str(calibration), str(model)],
-        capture_output=True,
-        text=True,
-    )
-    if answer.returncode:
-        lines = answer.stderr.strip().splitlines() or ["it said nothing"]
-        raise ContestantError(f"export_onnx.py failed: {lines[-1]}")
+    run, folder = materials.run, materials.run.path.parent
+    if not materials.accuracy:
+        materials.accuracy.update(export_onnx(run, folder, venv))
     handler: dict[str, Any] = {"backend": "onnx", "image_size": list(run.image_size)}
     spec = Spec.create(
         name="cnn",
         backend="onnx",
-        model=str(model),
+        model=str(folder / f"{form}.onnx"),
         labels=list(run.classes),
         settings={**SERVING, "handler": handler},
     )
     with borrow_onnxruntime(venv):
-        pack_spec(spec, folder=run.path.parent, out=out)
+        pack_spec(spec, folder=folder, out=out)
+
+
+def export_onnx(run: Run, folder: Path, venv: Path) -> dict[str, float]:
+    """Write float32.onnx and int8.onnx; return each form's accuracy on the test split."""
+    images = load_images("digits")
+    split = split_images(images, seed=SETTINGS.seed)
+    transform = make_transform(run.image_size)
+    arrays = {
+        name: np.stack([np.ascontiguousarray(transform(images.scans[i])) for i in part.tolist()])
+        for name, part in (("calibration", split.train[:CALIBRATION]), ("test", split.test))
+    }
+    data = folder / "onnx.npz"
+    np.savez(data, labels=images.labels[split.test].numpy(), **arrays)
+    program = [str(venv / "bin/python"), str(HERE / "export_onnx.py")]
+    answer = subprocess.run(
+        [*program, str(run.model_path), str(data), str(folder)], capture_output=True, text=True
+    )
+    if answer.returncode:
+        lines = answer.stderr.strip().splitlines() or ["it said nothing"]
+        raise ContestantError(f"export_onnx.py failed: {lines[-1]}")
+    accuracy: dict[str, float] = json.loads(answer.stdout.splitlines()[-1])
+    return accuracy
+
+
+def borrow_onnxruntime(venv: Path) -> AbstractContextManager[None]:
+    """Let the programs started meanwhile import ONNX Runtime where this project has none."""
+    if importlib.util.find_spec("onnxruntime") is not None:
+        return contextlib.nullcontext()
+    [packages] = venv.glob("lib/python3*/site-packages")
+    return put_on_path(packages)
 
 
 @contextmanager
-def borrow_onnxruntime(venv: Path) -> Iterator[None]:
-    """Let the programs started meanwhile import ONNX Runtime where this project has none."""
+def hide_simplejpeg() -> Iterator[None]:
+    """Keep the programs started meanwhile from importing simplejpeg, as if it were missing."""
+    with tempfile.TemporaryDirectory(prefix="bench-", dir="/tmp") as folder:
+        (Path(folder) / "simplejpeg.py").write_text("raise ImportError\n", encoding="utf-8")
+        with put_on_path(Path(folder)):
+            yield
+
+
+@contextmanager
+def put_on_path(folder: Path) -> Iterator[None]:
+    """Let the programs started meanwhile find a folder's modules first."""
     before = os.environ.get("PYTHONPATH")
-    if importlib.util.find_spec("onnxruntime") is None:
-        [packages] = venv.glob("lib/python3*/site-packages")
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(packages), before)))
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(folder), before)))
     try:
         yield
     finally:

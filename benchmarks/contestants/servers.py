@@ -26,7 +26,13 @@ from types import MappingProxyType
 
 import psutil
 import requests
-from contestants.materials import ContestantError, Materials, Picture, borrow_onnxruntime
+from contestants.materials import (
+    ContestantError,
+    Materials,
+    Picture,
+    borrow_onnxruntime,
+    hide_simplejpeg,
+)
 
 from marwright.errors import MarwrightError
 from marwright.server import Ports, TorchServe
@@ -222,7 +228,9 @@ def has_workers(address: str) -> bool:
     return [item["status"] for item in workers] == ["READY"] * WORKERS
 
 
-def start_marwright(name: str) -> Callable[[Materials], AbstractContextManager[str]]:
+def start_marwright(
+    name: str, *surroundings: Callable[[], AbstractContextManager[None]]
+) -> Callable[[Materials], AbstractContextManager[str]]:
     """Return a start of the archive NAME.mar; tokens are off, as they are for plain TorchServe."""
 
     @contextmanager
@@ -231,8 +239,8 @@ def start_marwright(name: str) -> Callable[[Materials], AbstractContextManager[s
             raise ContestantError(reason)
         properties = {"disable_token_authorization": "true"}
         with contextlib.ExitStack() as stack:
-            if name == "marwright_best":
-                stack.enter_context(borrow_onnxruntime(find_venv("onnx")))
+            for surround in surroundings:
+                stack.enter_context(surround())
             stack.callback(end_processes)
             try:
                 server = TorchServe(
@@ -247,6 +255,11 @@ def start_marwright(name: str) -> Callable[[Materials], AbstractContextManager[s
             yield f"{server.endpoint.inference_url}/predictions/cnn"
 
     return start
+
+
+def borrow_onnx() -> AbstractContextManager[None]:
+    """Let marwright's workers import the ONNX Runtime of the venv `onnx`, if need be."""
+    return borrow_onnxruntime(find_venv("onnx"))
 
 
 # The peers.
@@ -331,7 +344,11 @@ CONTESTANTS = {
     "torchserve_defaults": Contestant(start_torchserve(one_thread=False)),
     "torchserve_one_thread": Contestant(start_torchserve(one_thread=True)),
     "marwright": Contestant(start_marwright("marwright")),
-    "marwright_best": Contestant(start_marwright("marwright_best"), has_same_pixels=False),
+    "marwright_pillow": Contestant(start_marwright("marwright", hide_simplejpeg)),
+    "marwright_onnx": Contestant(start_marwright("marwright_onnx", borrow_onnx)),
+    "marwright_int8": Contestant(
+        start_marwright("marwright_int8", borrow_onnx), has_same_pixels=False
+    ),
     "marwright_scaled": Contestant(start_marwright("marwright_scaled"), has_same_pixels=False),
     "fastapi": Contestant(
         start_peer("fastapi", *UVICORN.split(), "--log-level", "warning"),

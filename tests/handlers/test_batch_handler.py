@@ -203,6 +203,27 @@ def test_a_request_that_alone_needs_more_memory_than_there_is_gets_507(
     assert answer.body["instance"].startswith("urn:uuid:")
 
 
+def test_what_fails_together_is_made_for_each_request_by_itself(
+    double: Any, post: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def make_tensors(decoded: list[Any]) -> list[torch.Tensor]:
+        calls.append(len(decoded))
+        if [UNLUCKY] in decoded:
+            raise RuntimeError("secret of the model")
+        return [torch.tensor(item, dtype=torch.float32) for item in decoded]
+
+    monkeypatch.setattr(double, "make_tensors", make_tensors)
+    answers = ask(double, *map(post, ([1], [UNLUCKY], [3])))
+    assert [answer.status for answer in answers] == [200, 500, 200]
+    assert [answers[0].body, answers[2].body] == [[2], [6]]
+    assert calls == [3, 1, 1, 1]
+    calls.clear()
+    assert [answer.body for answer in ask(double, post([1]), post([2]))] == [[2], [4]]
+    assert calls == [2]
+
+
 def test_shapes_that_differ_are_inferred_apart(double: Any, post: Callable[..., Any]) -> None:
     bodies = [[1], [1, 2], [[1, 2]], [3], [3, 4]]
     answers = ask(double, *map(post, bodies))

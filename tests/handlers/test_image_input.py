@@ -794,6 +794,19 @@ def test_an_image_of_the_right_size_keeps_its_values(image_input: ModuleType) ->
     assert torch.equal(resized, pixels.permute(2, 0, 1))
 
 
+@pytest.mark.parametrize("size", [(24, 24), (30, 1)])
+def test_images_resized_together_are_what_each_is_alone(
+    image_input: ModuleType, size: tuple[int, int]
+) -> None:
+    sizes = [(40, 30), (24, 24), (40, 30), (30, 40), (200, 7), (24, 24), (40, 30)]
+    images = [torch.from_numpy(np.array(make_noise(i, wanted))) for i, wanted in enumerate(sizes)]
+    together = image_input.resize_images(images, size)
+    assert len(together) == len(images)
+    for resized, pixels in zip(together, images, strict=True):
+        assert torch.equal(resized, image_input.resize_image(pixels, size))
+    assert image_input.resize_images([], size) == []
+
+
 def test_a_processor_without_avx2_gives_the_same_values(root: Path) -> None:
     program = (
         "import sys; sys.path.insert(0, 'handlers')\n"
