@@ -47,6 +47,7 @@ DEV = [
     "mypy",
     "onnx",
     "onnxscript",
+    "py-spy",  # looks into a worker for `make bench WHAT=cost`
     "pytest",
     "pytest-timeout",
     "ruff",

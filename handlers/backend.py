@@ -17,7 +17,18 @@ from typing import Any
 
 import torch
 
-__all__ = ["Backend", "load_backend"]
+__all__ = ["Backend", "load_backend", "ModelInput"]
+
+
+@dataclass(frozen=True)
+class ModelInput:
+    """What a model file says of one of its inputs."""
+
+    name: str
+    shape: tuple[int | None, ...] | None = None
+    """Without the batch axis; None for a free dimension, or where the file does not say."""
+    dtype: str = ""
+    """numpy's name, such as float32; empty where the file does not say."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +41,8 @@ class Backend:
     device: torch.device
     module: torch.nn.Module | None = None
     """The same model where gradients can flow through it; None where they cannot."""
-    inputs: tuple[str, ...] = ()
-    """Names of the model's inputs where the file says them."""
+    inputs: tuple[ModelInput, ...] = ()
+    """The model's inputs where the file says them."""
 
 
 def load_backend(
@@ -64,16 +75,16 @@ def _load_torchscript(path: Path, device: torch.device, threads: int) -> Backend
             run = torch.jit.optimize_for_inference(torch.jit.freeze(module))
     # Without this each new batch size compiles the model again, in front of a waiting client.
     torch.jit.set_fusion_strategy([("DYNAMIC", 1)])
-    return Backend("torchscript", run, device, module, _input_names(module))
+    return Backend("torchscript", run, device, module, _list_arguments(module))
 
 
 def _is_quantized(module: torch.jit.ScriptModule) -> bool:
     return any("quantized::" in node.kind() for node in module.inlined_graph.nodes())
 
 
-def _input_names(module: torch.jit.ScriptModule) -> tuple[str, ...]:
+def _list_arguments(module: torch.jit.ScriptModule) -> tuple[ModelInput, ...]:
     method: Any = module.forward
-    return tuple(argument.name for argument in method.schema.arguments[1:])
+    return tuple(ModelInput(argument.name) for argument in method.schema.arguments[1:])
 
 
 def _load_onnx(path: Path, device: torch.device, threads: int) -> Backend:
@@ -87,13 +98,21 @@ def _load_onnx(path: Path, device: torch.device, threads: int) -> Backend:
     if device.type == "cuda" and "CUDAExecutionProvider" in runtime.get_available_providers():
         providers = [("CUDAExecutionProvider", {"device_id": device.index or 0}), *providers]
     session = runtime.InferenceSession(str(path), options, providers=providers)
-    names = tuple(item.name for item in session.get_inputs())
+    inputs = tuple(
+        ModelInput(
+            item.name,
+            tuple(size if isinstance(size, int) else None for size in item.shape[1:]) or None,
+            _ONNX_TYPES.get(item.type, ""),
+        )
+        for item in session.get_inputs()
+    )
+    names = [item.name for item in inputs]
 
     def run(*tensors: torch.Tensor) -> Any:
         feed = {name: tensor.cpu().numpy() for name, tensor in zip(names, tensors, strict=True)}
         return _from_arrays(session.run(None, feed))
 
-    return Backend("onnx", run, torch.device("cpu"), None, names)
+    return Backend("onnx", run, torch.device("cpu"), None, inputs)
 
 
 def _load_openvino(path: Path, device: torch.device, threads: int) -> Backend:
@@ -105,7 +124,7 @@ def _load_openvino(path: Path, device: torch.device, threads: int) -> Backend:
         "INFERENCE_PRECISION_HINT": "f32",
     }
     compiled = core.compile_model(str(path), "CPU", settings)
-    names = tuple(item.any_name for item in compiled.inputs)
+    inputs = tuple(_describe_port(port) for port in compiled.inputs)
     request = compiled.create_infer_request()
 
     def run(*tensors: torch.Tensor) -> Any:
@@ -113,14 +132,22 @@ def _load_openvino(path: Path, device: torch.device, threads: int) -> Backend:
         outputs = request.infer(feed)  # the arrays are copies: share_outputs is off
         return _from_arrays([outputs[i] for i in range(len(compiled.outputs))])
 
-    return Backend("openvino", run, torch.device("cpu"), None, names)
+    return Backend("openvino", run, torch.device("cpu"), None, inputs)
+
+
+def _describe_port(port: Any) -> ModelInput:
+    sizes = port.partial_shape
+    shape = None
+    if sizes.rank.is_static and sizes.rank.get_length() > 1:
+        shape = tuple(size.get_length() if size.is_static else None for size in list(sizes)[1:])
+    return ModelInput(port.any_name, shape, port.element_type.to_dtype().name)
 
 
 def _load_exported(path: Path, device: torch.device, threads: int) -> Backend:
     # A program with quantised operators cannot be read before they are registered.
     importlib.import_module("torch.ao.quantization.fx._decomposed")
     module = torch.export.load(str(path)).module().to(device)
-    return Backend("exported", module, device, module, _parameter_names(module.forward))
+    return Backend("exported", module, device, module, _list_parameters(module.forward))
 
 
 def _load_aotinductor(path: Path, device: torch.device, threads: int) -> Backend:
@@ -148,13 +175,13 @@ def _load_eager(path: Path, device: torch.device, architecture: Path) -> Backend
     module = classes[0]()
     module.load_state_dict(torch.load(path, map_location=device, weights_only=True))
     module = module.to(device).eval()
-    return Backend("eager", module, device, module, _parameter_names(module.forward))
+    return Backend("eager", module, device, module, _list_parameters(module.forward))
 
 
-def _parameter_names(forward: Callable[..., Any]) -> tuple[str, ...]:
+def _list_parameters(forward: Callable[..., Any]) -> tuple[ModelInput, ...]:
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     parameters = inspect.signature(forward).parameters.values()
-    return tuple(item.name for item in parameters if item.kind in kinds)
+    return tuple(ModelInput(item.name) for item in parameters if item.kind in kinds)
 
 
 def _from_arrays(arrays: list[Any]) -> Any:
@@ -170,6 +197,18 @@ def _import(name: str) -> Any:
             f"this model needs {name} in the server's environment: pip install {name}", name=name
         ) from exc
 
+
+_ONNX_TYPES = {
+    "tensor(bool)": "bool",
+    "tensor(float16)": "float16",
+    "tensor(float)": "float32",
+    "tensor(double)": "float64",
+    **{
+        f"tensor({sign}int{bits})": f"{sign}int{bits}"
+        for sign in ("", "u")
+        for bits in (8, 16, 32, 64)
+    },
+}
 
 _LOADERS: dict[str, Callable[[Path, torch.device, int], Backend]] = {
     "torchscript": _load_torchscript,

@@ -25,6 +25,7 @@ import torch
 import fast_worker
 from backend import Backend, load_backend
 from body_schema import load_check
+from collate import WAYS, Tensors, group_shapes, scatter, stack
 from cpu_share import count_threads
 from inference_request import Incoming, InferenceRequest, Part, RequestLimits, read_request
 from inference_response import Arrays, InferenceResponse, render, render_problem
@@ -34,8 +35,6 @@ from stage_metrics import StageMetrics
 __all__ = ["BatchHandler"]
 
 _log = logging.getLogger(__name__)
-
-Tensors = tuple[torch.Tensor, ...]
 
 
 @dataclass
@@ -74,7 +73,7 @@ class BatchHandler:
         self.limits = RequestLimits(**limits)
         self.check_json = load_check(self.folder)
         self.max_batch = int(self.settings.get("max_batch", 64))
-        self.collate = _choose(self.settings, "collate", ("bucket", "pad", "refuse"))
+        self.collate = _choose(self.settings, "collate", WAYS)
         self.pad_value = float(self.settings.get("pad_value", 0.0))
         self.metrics = StageMetrics(
             context,
@@ -226,23 +225,13 @@ class BatchHandler:
     def _infer_all(self, slots: Sequence[_Slot]) -> None:
         """Infer all items, those of one shape together; give those that failed their problem."""
         items = [item for slot in slots for item in slot.items]
-        for group in self._group(items):
-            for start in range(0, len(group), self.max_batch):
-                self._infer_group(group[start : start + self.max_batch])
+        for indices in group_shapes([item.tensors for item in items], self.collate):
+            for start in range(0, len(indices), self.max_batch):
+                self._infer_group([items[i] for i in indices[start : start + self.max_batch]])
         for slot in slots:
             error = next((item.error for item in slot.items if item.error is not None), None)
             if error is not None:
                 self._fail(slot, error)
-
-    def _group(self, items: Sequence[_Item]) -> list[list[_Item]]:
-        groups: dict[Any, list[_Item]] = {}
-        for item in items:
-            if self.collate == "pad":
-                key: Any = tuple((t.dim(), t.dtype) for t in item.tensors)
-            else:
-                key = tuple((t.shape, t.dtype) for t in item.tensors)
-            groups.setdefault(key, []).append(item)
-        return list(groups.values())
 
     def _infer_group(self, items: list[_Item]) -> None:
         """Infer together; where that fails halve until the one that fails is alone."""
@@ -265,17 +254,8 @@ class BatchHandler:
     @torch.inference_mode()
     def _infer(self, items: Sequence[_Item]) -> list[Any]:
         columns = zip(*(item.tensors for item in items), strict=True)
-        batch = [self._stack(column).to(self.backend.device) for column in columns]
-        return _scatter(self.infer(*batch), len(items))
-
-    def _stack(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-        if self.collate == "pad" and len({tensor.shape for tensor in tensors}) > 1:
-            sizes = [max(lengths) for lengths in zip(*(t.shape for t in tensors), strict=True)]
-            stacked = tensors[0].new_full((len(tensors), *sizes), self.pad_value)
-            for row, tensor in zip(stacked, tensors, strict=True):
-                row[tuple(slice(length) for length in tensor.shape)] = tensor
-            return stacked
-        return torch.stack(list(tensors))
+        batch = [stack(column, self.pad_value).to(self.backend.device) for column in columns]
+        return scatter(self.infer(*batch), len(items))
 
     def _render(self, slot: _Slot) -> None:
         assert slot.request is not None  # else it was refused
@@ -354,6 +334,8 @@ class BatchHandler:
 
 
 _LIMITS = ("max_bytes", "max_items")
+_OUT_OF_MEMORY = ("can't allocate memory", "Failed to allocate memory", "std::bad_alloc")
+"""What torch, ONNX Runtime and C++ say in a RuntimeError or an error of their own."""
 _LOST = render_problem(500, "the handler gave this request no answer")
 
 
@@ -368,26 +350,8 @@ def _unfinished(slots: Sequence[_Slot]) -> Iterator[_Slot]:
     return (slot for slot in slots if slot.response is None)
 
 
-def _scatter(outputs: Any, count: int) -> list[Any]:
-    """Split a model's output into one for each item.
-
-    Raises:
-        ValueError: it does not have one for each.
-    """
-    if isinstance(outputs, Mapping):
-        columns = {name: _scatter(value, count) for name, value in outputs.items()}
-        return [{name: values[i] for name, values in columns.items()} for i in range(count)]
-    if isinstance(outputs, tuple) and outputs:
-        return list(zip(*(_scatter(value, count) for value in outputs), strict=True))
-    if len(outputs) != count:
-        raise ValueError(f"expected {count} outputs for {count} inputs, found {len(outputs)}")
-    if isinstance(outputs, torch.Tensor):
-        return list(outputs.cpu())
-    return list(outputs)
-
-
 def _is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether memory ran out: torch raises a RuntimeError of its own kind on each device."""
+    """Tell whether memory ran out: torch and ONNX Runtime raise errors of other kinds for it."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return any(words in str(error) for words in _OUT_OF_MEMORY)

@@ -18,7 +18,8 @@ from collections.abc import Sequence
 import torch
 
 from attribution import Explainer, Explanation, choose_windows, find_target
-from batch_handler import BatchHandler, Tensors
+from batch_handler import BatchHandler
+from collate import Tensors
 from heat_map import draw_heat_map
 from image_input import ImageLimits, read_image, resize_image, resize_images
 from inference_request import InferenceRequest, Part

@@ -139,7 +139,9 @@ def read_request(
     limits: RequestLimits,
     check_json: Callable[[Any], None] | None = None,
 ) -> InferenceRequest:
-    """Read what a request wants predicted; `check_json` sees every body that is JSON.
+    """Read what a request wants predicted; `check_json` sees whatever was JSON.
+
+    That is a body, or each part of a form.
 
     Raises:
         RejectedInput: 400 for what cannot be read, 413 for too much of it, and what `check_json`
@@ -157,6 +159,8 @@ def read_request(
         _read_body(request, fields[0][1], fields[0][2], check_json)
     else:
         request.parts = [Part(_parse(value, kind), kind, name) for name, value, kind in fields]
+        for part in request.parts:
+            _check(part.value, check_json)
         request.form = "one" if len(fields) == 1 else "many"
     if not request.parts:
         raise RejectedInput(
@@ -179,8 +183,7 @@ def _read_body(
 ) -> None:
     body = _parse(body, content_type or _guess_type(body))
     is_bytes = isinstance(body, (bytes, bytearray, memoryview))
-    if not is_bytes and not isinstance(body, str) and check_json is not None:
-        check_json(body)
+    _check(body, check_json)
     if is_bytes or not isinstance(body, Mapping):
         if is_bytes and not len(body):
             raise RejectedInput(400, "expected something to predict, found 0 bytes")
@@ -198,6 +201,12 @@ def _read_body(
         _read_inputs(request, body)
     else:
         request.parts = [Part(body, JSON_TYPE)]
+
+
+def _check(body: Any, check_json: Callable[[Any], None] | None) -> None:
+    """Check a body, or a form's part, that was JSON."""
+    if check_json is not None and not isinstance(body, (bytes, bytearray, memoryview, str)):
+        check_json(body)
 
 
 def _read_inputs(request: InferenceRequest, body: Mapping[str, Any]) -> None:

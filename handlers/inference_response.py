@@ -24,6 +24,7 @@ __all__ = [
     "DATATYPES",
     "InferenceResponse",
     "JSON_TYPE",
+    "NAMES",
     "NPY_TYPE",
     "PNG_TYPE",
     "RAW_TYPE",
@@ -51,7 +52,7 @@ DATATYPES = {
     "FP64": "float64",
 }
 """The Open Inference Protocol's names of numeric types, and numpy's; BYTES is text."""
-_NAMES = {name: key for key, name in DATATYPES.items()}
+NAMES = {name: key for key, name in DATATYPES.items()}
 
 Arrays = Mapping[str, "torch.Tensor | np.ndarray[Any, Any] | list[str]"]
 """One prediction as named arrays; a list of text is an array of BYTES."""
@@ -199,7 +200,7 @@ def _write_output(name: str, array: np.ndarray[Any, Any]) -> dict[str, Any]:
     return {
         "name": name,
         "shape": list(array.shape),
-        "datatype": _NAMES.get(array.dtype.name, "BYTES"),
+        "datatype": NAMES.get(array.dtype.name, "BYTES"),
         "data": array.ravel().tolist(),
     }
 

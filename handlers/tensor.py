@@ -21,9 +21,11 @@ import torch
 
 from array_input import Array, ArrayLimits, InputSpec, read_array
 from attribution import Explainer, Explanation, find_place
-from batch_handler import BatchHandler, Tensors
+from backend import ModelInput
+from batch_handler import BatchHandler
+from collate import Tensors
 from inference_request import InferenceRequest, Part
-from inference_response import Arrays, InferenceResponse
+from inference_response import NAMES, Arrays, InferenceResponse
 from problem import RejectedInput
 
 __all__ = ["TensorHandler"]
@@ -38,8 +40,10 @@ class TensorHandler(BatchHandler):
         if declared:
             self.inputs = tuple(InputSpec.parse(item) for item in declared)
         else:
-            names = self.backend.inputs or ("input",)
-            self.inputs = tuple(InputSpec(name=name) for name in names)
+            self.inputs = tuple(
+                InputSpec(item.name, item.shape, NAMES.get(item.dtype))
+                for item in self.backend.inputs or (ModelInput("input"),)
+            )
         self.array_limits = ArrayLimits(
             max_elements=int(self.settings.get("max_elements", ArrayLimits.max_elements))
         )

@@ -29,6 +29,7 @@ __all__ = [
     "finish_wrk",
     "Key",
     "LIMITS",
+    "measure_cell",
     "measure_contestant",
     "settle",
     "start_wrk",

@@ -178,7 +178,8 @@ def export_onnx(run: Run, folder: Path, venv: Path) -> dict[str, float]:
         for name, part in (("calibration", split.train[:CALIBRATION]), ("test", split.test))
     }
     data = folder / "onnx.npz"
-    np.savez(data, labels=images.labels[split.test].numpy(), **arrays)
+    labels = images.labels[split.test].numpy()
+    np.savez(data, labels=labels, calibration=arrays["calibration"], test=arrays["test"])
     program = [str(venv / "bin/python"), str(HERE / "export_onnx.py")]
     answer = subprocess.run(
         [*program, str(run.model_path), str(data), str(folder)], capture_output=True, text=True

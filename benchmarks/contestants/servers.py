@@ -47,6 +47,7 @@ __all__ = [
     "make_venvs",
     "PEERS",
     "post",
+    "start_marwright",
     "measure_limit",
 ]
 
@@ -229,7 +230,10 @@ def has_workers(address: str) -> bool:
 
 
 def start_marwright(
-    name: str, *surroundings: Callable[[], AbstractContextManager[None]]
+    name: str,
+    *surroundings: Callable[[], AbstractContextManager[None]],
+    properties: Mapping[str, str] = MappingProxyType({}),
+    eager_batches: bool = True,
 ) -> Callable[[Materials], AbstractContextManager[str]]:
     """Return a start of the archive NAME.mar; tokens are off, as they are for plain TorchServe."""
 
@@ -237,7 +241,6 @@ def start_marwright(
     def start(materials: Materials) -> Iterator[str]:
         if reason := materials.failures.get(name):
             raise ContestantError(reason)
-        properties = {"disable_token_authorization": "true"}
         with contextlib.ExitStack() as stack:
             for surround in surroundings:
                 stack.enter_context(surround())
@@ -246,7 +249,8 @@ def start_marwright(
                 server = TorchServe(
                     materials.store,
                     models=[f"{name}.mar"],
-                    properties=properties,
+                    properties={"disable_token_authorization": "true", **properties},
+                    eager_batches=eager_batches,
                     timeout=BOOT_SECONDS,
                 )
                 stack.enter_context(server)

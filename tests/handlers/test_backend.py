@@ -155,21 +155,31 @@ def test_every_backend_gives_the_same_answers(load: Callable[..., Any], name: st
         assert torch.equal(found.argmax(1), expected.argmax(1))
 
 
-@pytest.mark.parametrize("name", EVERY)
-def test_every_backend_answers_through_the_handler(
-    handlers: Import, load: Callable[..., Any], folder: Path, name: str
-) -> None:
+@pytest.fixture
+def start_tensor(handlers: Import, load: Callable[..., Any], folder: Path) -> Callable[..., Any]:
+    """Return a function that starts the tensor handler with a backend."""
     from ts.context import Context
 
-    load(name)  # writes the file
-    suffix = WRITERS[name][1]
-    model = {"serializedFile": f"{name}{suffix}", "modelFile": "net.py"}
+    def start_handler(name: str, **settings: Any) -> Any:
+        load(name)  # writes the file
+        suffix = WRITERS[name][1]
+        model = {"serializedFile": f"{name}{suffix}", "modelFile": "net.py"}
+        handler = handlers("tensor").TensorHandler()
+        config = {"handler": {"backend": name, **settings}}
+        handler.initialize(
+            Context("m", str(folder), {"model": model}, 4, None, "0.12.0", model_yaml_config=config)
+        )
+        return handler
+
+    return start_handler
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_backend_answers_through_the_handler(
+    handlers: Import, start_tensor: Callable[..., Any], name: str
+) -> None:
     inputs = [{"name": "pixels", "shape": [3, 8, 8], "datatype": "FP32"}]
-    handler = handlers("tensor").TensorHandler()
-    config = {"handler": {"backend": name, "inputs": inputs}}
-    handler.initialize(
-        Context("m", str(folder), {"model": model}, 4, None, "0.12.0", model_yaml_config=config)
-    )
+    handler = start_tensor(name, inputs=inputs)
     bodies = [json.dumps(image.tolist()).encode() for image in make_images(3)]
     incoming = handlers("inference_request").Incoming
     fields = [[("body", body, "application/json")] for body in bodies]
@@ -191,7 +201,47 @@ def test_answers_stay_when_the_next_batch_is_inferred(load: Callable[..., Any], 
 
 @pytest.mark.parametrize("name", ["torchscript", "exported", "onnx", "openvino", "eager"])
 def test_inputs_have_the_names_of_the_file(load: Callable[..., Any], name: str) -> None:
-    assert load(name).inputs == ("pixels",)
+    assert [item.name for item in load(name).inputs] == ["pixels"]
+
+
+@pytest.mark.parametrize("name", ["onnx", "openvino"])
+def test_shapes_and_types_are_those_of_the_file(load: Callable[..., Any], name: str) -> None:
+    (found,) = load(name).inputs
+    assert (found.shape, found.dtype) == ((3, 8, 8), "float32")
+
+
+@pytest.mark.parametrize("name", ["onnx", "openvino"])
+def test_what_the_file_says_is_asked_of_the_client(
+    start_tensor: Callable[[str], Any], post: Callable[..., Any], name: str
+) -> None:
+    image = make_images(1)[0].tolist()
+    requests = [post(image), post([image, image]), post(image[0]), post([[1.0], [2.0]])]
+    one, two, *wrong = start_tensor(name).answer(requests)
+    assert (one.status, two.status) == (200, 200)
+    assert json.loads(two.body) == [json.loads(one.body)] * 2
+    for answer in wrong:
+        assert answer.status == 422
+        assert "pixels of shape [3, 8, 8]" in json.loads(answer.body)["detail"]
+
+
+def test_onnx_without_memory_is_told_as_such(
+    handlers: Import, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    onnx = pytest.importorskip("onnx")
+    made = onnx.helper
+    huge = made.make_tensor("size", onnx.TensorProto.INT64, [3], [1 << 40, 1, 1])
+    ends = [made.make_tensor_value_info(n, onnx.TensorProto.FLOAT, None) for n in ("x", "y")]
+    ends[0] = made.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n", 2])
+    node = made.make_node("Expand", ["x", "size"], ["y"])
+    graph = made.make_graph([node], "huge", [ends[0]], [ends[1]], [huge])
+    model = made.make_model(graph, opset_imports=[made.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "huge.onnx")
+    backend = handlers("backend").load_backend(
+        "onnx", tmp_path / "huge.onnx", device=CPU, threads=1
+    )
+    with pytest.raises(Exception, match="allocate") as caught:
+        backend.run(torch.zeros(1, 2))
+    assert handlers("batch_handler")._is_out_of_memory(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -245,6 +245,23 @@ def test_shapes_that_differ_are_padded_where_the_settings_say_so(
     assert Counter(handler.seen) == Counter([(2, 3), (2, 2, 2)])  # another rank cannot be padded
 
 
+def test_a_long_thing_does_not_blow_up_its_neighbours(
+    numbers: Any, start: Callable[..., Any], post: Callable[..., Any]
+) -> None:
+    handler = start(numbers, Double(), collate="pad")
+    long, wide, high = [7] * 100, [[1] * 50], [[1]] * 50
+    answers = ask(handler, *map(post, ([1], [1, 2], long, [1, 2, 3], wide, high)))
+    assert [answer.body for answer in answers] == [
+        [2, 0, 0],
+        [2, 4, 0],
+        [14] * 100,
+        [2, 4, 6],
+        [[2] * 50],
+        [[2]] * 50,
+    ]
+    assert Counter(handler.seen) == Counter([(1, 100), (3, 3), (1, 1, 50), (1, 50, 1)])
+
+
 def test_shapes_that_differ_are_refused_where_the_settings_say_so(
     numbers: Any, start: Callable[..., Any], post: Callable[..., Any]
 ) -> None:

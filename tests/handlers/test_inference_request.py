@@ -203,6 +203,9 @@ def test_a_schema_sees_json_and_nothing_else(
     read(handlers("inference_request").Incoming("r", {"body": {"a": 1}}, JSON), seen.append)
     read(handlers("inference_request").Incoming("r", {"body": "text"}, "text/plain"), seen.append)
     assert seen == [[1], {"a": 1}]
+    seen.clear()
+    read(post(parts={"a": (b"[2]", JSON), "b": b"bytes", "c": (b"[3]", JSON)}), seen.append)
+    assert seen == [[2], [3]]
 
     def check(_: Any) -> None:
         raise handlers("problem").RejectedInput(422, "not so")

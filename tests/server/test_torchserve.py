@@ -231,7 +231,32 @@ def test_the_cores_are_divided_among_all_workers(
         monkeypatch.delenv(name, raising=False)
     files = [write_archive(tmp_path, f"m{n}", f"minWorkers: {n}") for n in workers]
     server = TorchServe(tmp_path, models=files)
-    assert server._limit_threads() == dict.fromkeys(THREADS, threads)
+    limits = server._limit_threads()
+    assert {name: limits[name] for name in THREADS} == dict.fromkeys(THREADS, threads)
+
+
+@pytest.mark.parametrize(
+    ("quota", "threads"), [("max 100000", "8"), ("450000 100000", "4"), ("50000 100000", "1")]
+)
+def test_a_containers_quota_counts_as_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str, threads: str
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    (tmp_path / "cpu.max").write_text(f"{quota}\n")
+    monkeypatch.setattr("marwright.server.torchserve.CPU_LIMIT", tmp_path / "cpu.max")
+    server = TorchServe(tmp_path, models=[write_archive(tmp_path, "m", "minWorkers: 1")])
+    assert server._limit_threads()["OMP_NUM_THREADS"] == threads
+
+
+def test_threads_do_not_spin_for_long_unless_the_user_says_how_they_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    assert TorchServe(tmp_path)._environment()["GOMP_SPINCOUNT"] == "30000"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    assert "GOMP_SPINCOUNT" not in TorchServe(tmp_path)._environment()
 
 
 def test_the_threads_of_the_users_environment_stand(
