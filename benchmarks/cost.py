@@ -56,8 +56,6 @@ MOST = 64
 """Connections."""
 PROFILED = ("torchserve_one_thread", "marwright")
 SAMPLES_PER_SECOND = 250
-WARM_SECONDS = 15
-"""Plain TorchServe's Java compiles for as long."""
 
 STAGES = {
     "log lines": r"logging/__init__",
@@ -179,7 +177,7 @@ def profile(materials: Materials, name: str, seconds: int = 12) -> dict[str, Any
     request = materials.pictures[0].make_request(in_envelope=False)
     with CONTESTANTS[name].start(materials) as url:
         settle()
-        finish_wrk(start_wrk(url, request, MOST, WARM_SECONDS))
+        finish_wrk(start_wrk(url, request, MOST, CONTESTANTS[name].warm_seconds))
         wrk = start_wrk(url, request, MOST, seconds)
         time.sleep(1.0)
         before, started = read_threads(), time.monotonic()

@@ -79,6 +79,8 @@ def measure_contestant(name: str, materials: Materials, seconds: int) -> Iterato
         settle()
         for picture in materials.pictures:
             check_answers(contestant, url, picture)
+        first = materials.pictures[0].make_request(in_envelope=contestant.takes_envelope)
+        finish_wrk(start_wrk(url, first, max(CONNECTIONS), contestant.warm_seconds))
         for picture in materials.pictures:
             request = picture.make_request(in_envelope=contestant.takes_envelope)
             for connections in CONNECTIONS:
