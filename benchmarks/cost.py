@@ -43,6 +43,7 @@ from contestants.materials import (
 )
 from contestants.servers import (
     CONTESTANTS,
+    JAVA,
     end_processes,
     find_venv,
     list_processes,
@@ -91,6 +92,9 @@ VARIANTS = {
     "without_fast_worker": Variant({"handler": {"fast_worker": False}}),
     "without_eager_batches": Variant(server={"eager_batches": False}),
     "without_jvm_settings": Variant(server={"properties": {"vmargs": ""}}),
+    "with_one_compiler": Variant(
+        server={"properties": {"vmargs": "-XX:+UseSerialGC -XX:TieredStopAtLevel=1"}}
+    ),
     "without_simplejpeg": Variant(surroundings=(hide_simplejpeg,)),
     "with_two_threads": Variant({"handler": {"threads": 2}}),
     "with_batches_of_8": Variant({"batchSize": 8}),
@@ -147,6 +151,7 @@ def measure_savings(
             with start_marwright(name, *variant.surroundings, **variant.server)(materials) as url:
                 settle()
                 request = materials.pictures[0].make_request(in_envelope=False)
+                finish_wrk(start_wrk(url, request, MOST, JAVA))
                 many, one = (
                     measure_cell(CONTESTANTS["marwright"], url, request, connections, seconds)
                     for connections in (MOST, 1)

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import sys
 from pathlib import Path
 
-import requests
 from PIL import Image, ImageDraw
 
 from marwright.archive import Run, pack_run
-from marwright.client.tokens import TokenFile
+from marwright.client import Answer
 from marwright.server import TorchServe
 
 METHODS = ("integrated_gradients", "saliency", "occlusion", "grad_cam")
@@ -24,18 +22,10 @@ DIGITS = ("3", "8")
 SIDE = 224
 
 
-def explain(server: TorchServe, image: bytes, accept: str, **said: str) -> requests.Response:
+def explain(server: TorchServe, image: bytes, accept: str, **said: str) -> Answer:
     """Ask /explanations of the model `digits`."""
-    headers = {"Accept": accept, "Content-Type": "application/json"}
-    if server.endpoint.key_file:
-        token = TokenFile(server.endpoint.key_file).read("inference")
-        headers["Authorization"] = f"Bearer {token}"
-    return requests.post(
-        f"{server.endpoint.inference_url}/explanations/digits",
-        data=json.dumps({"data": base64.b64encode(image).decode(), **said}),
-        headers=headers,
-        timeout=60,
-    )
+    asked = {"data": base64.b64encode(image).decode(), **said}
+    return server.client.explain("digits", asked, accept=accept, timeout=60)
 
 
 def draw(rows: list[list[bytes]]) -> Image.Image:
@@ -62,7 +52,7 @@ def main() -> None:
         rows = []
         for sample in (item for item in run.samples if item.label in DIGITS):
             scan = sample.path.read_bytes()
-            pictures = [explain(server, scan, "image/png", method=name).content for name in METHODS]
+            pictures = [explain(server, scan, "image/png", method=name).body for name in METHODS]
             rows.append([scan, *pictures])
         told = explain(server, rows[0][0], "application/json").json()
     print({key: value for key, value in told.items() if key != "attributions"})

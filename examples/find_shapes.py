@@ -1,4 +1,4 @@
-"""Train a small detector on drawn shapes, pack it, serve it, and draw what it answers.
+"""Train a small detector on drawn shapes, pack it, serve it, and draw what it answers and why.
 
 Takes some two minutes on two cores; run as `python examples/find_shapes.py [FOLDER]`.
 """
@@ -175,10 +175,12 @@ def main() -> None:
     picture.save(buffer, format="PNG")
     with TorchServe(folder, models=[packed.path.name]) as server:
         found = server.client.predict("shapes", buffer.getvalue()).json()
+        why = server.client.explain("shapes", buffer.getvalue(), accept="image/png").body
     for item in found:
         print(item)
     print("drawn:", [(LABELS[kind], box) for kind, box in shapes])
     draw_answer(picture, found).save(folder / "answer.png", optimize=True)
+    (folder / "why.png").write_bytes(why)  # for the first of them
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ __all__ = [
     "choose_windows",
     "Explainer",
     "Explanation",
+    "find_place",
     "find_target",
     "METHODS",
     "Options",

@@ -39,7 +39,7 @@ class Backend:
     run: Callable[..., Any]
     """Tensors in, in the model's order; a tensor, a tuple or a mapping of tensors out."""
     device: torch.device
-    module: torch.nn.Module | None = None
+    module: Callable[..., Any] | None = None
     """The same model where gradients can flow through it; None where they cannot."""
     inputs: tuple[ModelInput, ...] = ()
     """The model's inputs where the file says them."""

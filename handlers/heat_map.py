@@ -8,7 +8,19 @@ import numpy as np
 import torch
 from PIL import Image
 
-__all__ = ["draw_heat_map"]
+from attribution import Explanation
+from image_input import ImageLimits, read_image
+from inference_request import InferenceRequest
+from inference_response import (
+    JSON_TYPE,
+    NPY_TYPE,
+    PNG_TYPE,
+    RAW_TYPE,
+    InferenceResponse,
+    choose_type,
+)
+
+__all__ = ["draw_answer", "draw_heat_map"]
 
 LEAST_SIDE = 224
 MOST_SIDE = 1024
@@ -16,6 +28,22 @@ MOST_SIDE = 1024
 RED = (202, 0, 32)
 BLUE = (5, 80, 190)
 OPACITY = 0.8
+
+
+def draw_answer(
+    request: InferenceRequest, explanation: Explanation, limits: ImageLimits
+) -> InferenceResponse | None:
+    """Return the heat map over the request's image, or None where the client asks for no picture.
+
+    Raises:
+        RejectedInput: 406 where the client accepts nothing that an explanation can be.
+    """
+    offered = (JSON_TYPE, NPY_TYPE, RAW_TYPE, PNG_TYPE)
+    if request.form != "one" or choose_type(request.accept, offered) != PNG_TYPE:
+        return None
+    image = read_image(request.parts[0].read_bytes(), limits)
+    picture = draw_heat_map(image, explanation.attributions["attributions"])
+    return InferenceResponse(200, PNG_TYPE, picture, explanation.to_headers())
 
 
 def draw_heat_map(pixels: torch.Tensor, attributions: torch.Tensor) -> bytes:

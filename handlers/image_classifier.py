@@ -20,18 +20,10 @@ import torch
 from attribution import Explainer, Explanation, choose_windows, find_target
 from batch_handler import BatchHandler
 from collate import Tensors
-from heat_map import draw_heat_map
-from image_input import ImageLimits, read_image, resize_image, resize_images
+from heat_map import draw_answer
+from image_input import ImageLimits, read_image, resize_image, resize_images, scale_pixels
 from inference_request import InferenceRequest, Part
-from inference_response import (
-    JSON_TYPE,
-    NPY_TYPE,
-    PNG_TYPE,
-    RAW_TYPE,
-    Arrays,
-    InferenceResponse,
-    choose_type,
-)
+from inference_response import Arrays, InferenceResponse
 
 __all__ = ["ImageClassifier"]
 
@@ -59,7 +51,9 @@ class ImageClassifier(BatchHandler):
         self.top_k = min(int(self.settings.get("top_k", 5)), len(self.labels))
         self.explainer = Explainer(self.backend, self.settings, batch=self.max_batch)
         with torch.inference_mode():
-            logits = self.backend.run(_scale(self.make_example()[None].to(self.backend.device)))
+            logits = self.backend.run(
+                scale_pixels(self.make_example()[None].to(self.backend.device))
+            )
         if logits.shape != (1, len(self.labels)):
             raise ValueError(
                 f"expected (1, {len(self.labels)}) logits for the {len(self.labels)} labels of "
@@ -91,7 +85,7 @@ class ImageClassifier(BatchHandler):
         Shapes (N, C), (N, top_k), (N, top_k). The best are found here: in one go for all.
         """
         (pixels,) = batch
-        probabilities = torch.softmax(self.backend.run(_scale(pixels)), dim=1)
+        probabilities = torch.softmax(self.backend.run(scale_pixels(pixels)), dim=1)
         return probabilities, *probabilities.topk(self.top_k)
 
     def make_answer(self, output: tuple[torch.Tensor, ...]) -> dict[str, float]:
@@ -108,12 +102,7 @@ class ImageClassifier(BatchHandler):
     def explain(self, request: InferenceRequest, inputs: Sequence[Tensors]) -> InferenceResponse:
         """Answer how much each pixel speaks for a label."""
         found = [self._explain_image(request, pixels) for (pixels,) in inputs]
-        offered = (JSON_TYPE, NPY_TYPE, RAW_TYPE, PNG_TYPE)
-        if request.form == "one" and choose_type(request.accept, offered) == PNG_TYPE:
-            image = read_image(request.parts[0].read_bytes(), self.image_limits)
-            picture = draw_heat_map(image, found[0].attributions["attributions"])
-            return InferenceResponse(200, PNG_TYPE, picture, found[0].to_headers())
-        return self.write(
+        return draw_answer(request, found[0], self.image_limits) or self.write(
             request,
             [item.to_json() for item in found],
             lambda: [item.to_arrays() for item in found],
@@ -122,7 +111,7 @@ class ImageClassifier(BatchHandler):
     def _explain_image(self, request: InferenceRequest, pixels: torch.Tensor) -> Explanation:
         """Explain a logit: probabilities hardly move where the model is sure."""
         options = self.explainer.read_options(request)
-        image = _scale(pixels[None].to(self.backend.device))
+        image = scale_pixels(pixels[None].to(self.backend.device))
         with torch.inference_mode():
             predicted = int(self.backend.run(image)[0].argmax())
         target = find_target(options.target, self.labels, predicted)
@@ -137,11 +126,3 @@ class ImageClassifier(BatchHandler):
             attributions={"attributions": values[0][0].sum(0)},
             delta=delta,
         )
-
-
-def _scale(pixels: torch.Tensor) -> torch.Tensor:
-    """Return bytes as numbers from 0 to 1.
-
-    Times 1/255, as torchvision scales: dividing by 255 differs in the last bit.
-    """
-    return pixels.float() * (1 / 255)

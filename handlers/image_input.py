@@ -24,7 +24,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from problem import RejectedInput
 
-__all__ = ["ImageLimits", "read_image", "resize_image", "resize_images"]
+__all__ = ["ImageLimits", "read_image", "resize_image", "resize_images", "scale_pixels"]
 
 # Opened by class: Image.open takes a third longer for a small image, and counts pixels by a limit
 # of its own.
@@ -128,6 +128,14 @@ def resize_images(images: Sequence[torch.Tensor], size: tuple[int, int]) -> list
         for index, planes in zip(indices, batch, strict=True):
             resized[index] = planes
     return resized
+
+
+def scale_pixels(pixels: torch.Tensor) -> torch.Tensor:
+    """Return bytes as numbers from 0 to 1.
+
+    Times 1/255, as torchvision scales: dividing by 255 differs in the last bit.
+    """
+    return pixels.float() * (1 / 255)
 
 
 def _resize(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

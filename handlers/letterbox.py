@@ -6,7 +6,7 @@ import torch
 
 from image_input import resize_image
 
-__all__ = ["fit_image", "restore_boxes"]
+__all__ = ["cut_frame", "fit_image", "restore_boxes"]
 
 GREY = 114
 """What bars are filled with, as YOLO's are in training."""
@@ -33,6 +33,13 @@ def fit_image(
         image = canvas
     scales = inner[1] / width, inner[0] / height
     return image.contiguous(), torch.tensor([left, top, *scales, width, height])
+
+
+def cut_frame(values: torch.Tensor, frame: torch.Tensor) -> torch.Tensor:
+    """Return of values (height, width) of the input those that lie on the image."""
+    left, top, across, down, width, height = frame.tolist()
+    bottom, right = round(top + down * height), round(left + across * width)
+    return values[int(top) : bottom, int(left) : right]
 
 
 def restore_boxes(boxes: torch.Tensor, frame: torch.Tensor) -> torch.Tensor:

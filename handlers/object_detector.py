@@ -3,6 +3,8 @@
 In: images, as image_classifier takes them.
 Out: JSON, [{"label": "cat", "score": 0.98, "box": [x1, y1, x2, y2]}, ...], the highest score first,
 in pixels of the client's upright image; as npy the boxes alone; as v2 boxes, scores and labels.
+At /explanations: how much each pixel speaks for one of these, by `target` its place in the list;
+as image/png a heat map.
 
 Settings, under `handler:` in model-config.yaml, and batch_handler's:
   image_size        [height, width] that images are resized to; without it they stay as they are
@@ -19,6 +21,7 @@ Settings, under `handler:` in model-config.yaml, and batch_handler's:
                     0.5, of list and image 1 (none goes: the model has seen to it)
   max_detections    default 100
   max_pixels        of an image
+  explain_method, explain_steps     see attribution
 classes.json lists the labels in the model's order, the background among them.
 """
 
@@ -26,28 +29,35 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
+from attribution import Explainer, Explanation, choose_windows, find_place
 from batch_handler import BatchHandler
-from boxes import FORMATS, suppress, to_corners
-from image_input import ImageLimits, read_image
-from inference_request import Part
-from inference_response import Arrays
-from letterbox import fit_image, restore_boxes
+from boxes import FORMATS, measure_presence, suppress, to_corners
+from collate import Tensors
+from heat_map import draw_answer
+from image_input import ImageLimits, read_image, scale_pixels
+from inference_request import InferenceRequest, Part
+from inference_response import Arrays, InferenceResponse
+from letterbox import cut_frame, fit_image, restore_boxes
+from problem import RejectedInput
 from vision_operators import define_missing
 
 __all__ = ["ObjectDetector"]
 
 Detections = dict[str, torch.Tensor]
-"""boxes (n, 4), scores (n) and labels (n) of one image."""
+"""boxes (n, 4), scores (n) and labels (n) of one image; indices (n) of those that are told."""
 
 WARM_UP_SIZE = (320, 320)
 CANDIDATES = 5000
 """Boxes of one image that are compared with one another; the time grows with the square."""
+FAINT = 0.01
+"""The least score that an explanation follows."""
 
 
 class ObjectDetector(BatchHandler):
@@ -81,6 +91,17 @@ class ObjectDetector(BatchHandler):
             max_bytes=self.limits.max_bytes,
             max_pixels=int(settings.get("max_pixels", ImageLimits.max_pixels)),
         )
+        self.detect = self._adapt(self.backend.run, self.score_threshold)
+        module = self.backend.module
+        self.explainer = Explainer(
+            replace(
+                self.backend,
+                run=self._adapt(self.backend.run, FAINT),
+                module=None if module is None else self._adapt(module, FAINT),
+            ),
+            settings,
+            batch=self.max_batch,
+        )
         # torchvision's scripted models say so each time anew: (losses, detections).
         warnings.filterwarnings("ignore", ".*tuple in scripting")
         with torch.inference_mode():
@@ -103,14 +124,7 @@ class ObjectDetector(BatchHandler):
     def infer(self, *batch: torch.Tensor) -> list[Detections]:
         """Return the detections of each image, in its client's pixels, the highest score first."""
         pixels, frames = batch
-        images = pixels.float() * (1 / 255)
-        if self.takes == "batch":
-            found = self._split(self.backend.run(images), images.shape)
-        elif self.takes == "list":
-            found = _find_list(self.backend.run(list(images)), len(images))
-        else:
-            found = [_name_outputs(self.backend.run(image)) for image in images]
-        pairs = zip(found, frames.cpu(), strict=True)
+        pairs = zip(self.detect(scale_pixels(pixels)), frames.cpu(), strict=True)
         return [self._choose(detections, frame) for detections, frame in pairs]
 
     def make_answer(self, output: Detections) -> list[dict[str, Any]]:
@@ -130,7 +144,65 @@ class ObjectDetector(BatchHandler):
         labels = np.array(self._name_labels(output), dtype=np.str_)
         return {"boxes": output["boxes"], "scores": output["scores"], "labels": labels}
 
-    def _split(self, outputs: Any, shape: Sequence[int]) -> list[Detections]:
+    def explain(self, request: InferenceRequest, inputs: Sequence[Tensors]) -> InferenceResponse:
+        """Answer how much each pixel speaks for one detection."""
+        found = [self._explain_image(request, *tensors) for tensors in inputs]
+        return draw_answer(request, found[0], self.image_limits) or self.write(
+            request,
+            [item.to_json() for item in found],
+            lambda: [item.to_arrays() for item in found],
+        )
+
+    def _explain_image(
+        self, request: InferenceRequest, pixels: torch.Tensor, frame: torch.Tensor
+    ) -> Explanation:
+        options = self.explainer.read_options(request)
+        images = scale_pixels(pixels[None].to(self.backend.device))
+        with torch.inference_mode():
+            (found,) = self.detect(images)
+        told = self._choose(found, frame)
+        answer = self.make_answer(told)
+        if not answer:
+            raise RejectedInput(422, "expected an image with something to explain, found nothing")
+        target = find_place(options.target, (len(answer),), 0)
+        place = int(told["indices"][target])
+        box, label = found["boxes"][place].clone(), found["labels"][place].clone()
+
+        def pick(detections: Sequence[Detections]) -> torch.Tensor:
+            same = [item["labels"] == label for item in detections]
+            presence = [
+                measure_presence(item["boxes"][chosen], item["scores"][chosen], box)
+                for item, chosen in zip(detections, same, strict=True)
+            ]
+            return torch.stack(presence)[:, None]
+
+        window = choose_windows(images.shape[2:], self.explainer.most_windows)
+        values, delta = self.explainer.attribute(
+            options.method, (images,), 0, pick=pick, windows=[(images.shape[1], *window)]
+        )
+        return Explanation(
+            method=options.method,
+            target=target,
+            prediction=answer[target],
+            attributions={"attributions": cut_frame(values[0][0].sum(0), frame)},
+            delta=delta,
+        )
+
+    def _adapt(
+        self, run: Callable[..., Any], threshold: float
+    ) -> Callable[[torch.Tensor], list[Detections]]:
+        """Return a model as a function of images (N, 3, H, W), whatever it takes and gives."""
+
+        def detect(images: torch.Tensor) -> list[Detections]:
+            if self.takes == "batch":
+                return self._split(run(images), images.shape, threshold)
+            if self.takes == "list":
+                return _find_list(run(list(images)), len(images))
+            return [_name_outputs(run(image)) for image in images]
+
+        return detect
+
+    def _split(self, outputs: Any, shape: Sequence[int], threshold: float) -> list[Detections]:
         """Take a batch of raw boxes and scores apart: an entry for each box and class."""
         columns = _name_outputs(outputs)
         boxes = to_corners(columns["boxes"].float(), self.box_format)
@@ -151,7 +223,7 @@ class ObjectDetector(BatchHandler):
             )
         found = []
         for i in range(shape[0]):
-            place, label = (scores[i] > self.score_threshold).nonzero(as_tuple=True)
+            place, label = (scores[i] > threshold).nonzero(as_tuple=True)
             found.append(
                 {"boxes": boxes[i][place], "scores": scores[i][place, label], "labels": label}
             )
@@ -172,7 +244,12 @@ class ObjectDetector(BatchHandler):
             kept = suppress(boxes[chosen], scores[chosen], self.iou_threshold, labels[chosen])
             chosen = chosen[kept]
         chosen = chosen[: self.max_detections]
-        return {"boxes": boxes[chosen], "scores": scores[chosen], "labels": labels[chosen]}
+        return {
+            "boxes": boxes[chosen],
+            "scores": scores[chosen],
+            "labels": labels[chosen],
+            "indices": chosen,
+        }
 
     def _name_labels(self, output: Detections) -> list[str]:
         indices = output["labels"].tolist()

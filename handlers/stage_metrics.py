@@ -13,7 +13,8 @@ import bisect
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import Any
 
 __all__ = ["StageMetrics", "StopWatch"]
@@ -39,7 +40,8 @@ class StageMetrics:
     def __init__(self, context: Any, *, model: str, version: str, enabled: bool = True) -> None:
         self._labels = (model, version)
         self._cache = context.metrics if enabled and _is_declared(context.metrics) else None
-        self._pending: Counter[Series] = Counter()
+        self._histograms: dict[Series, Histogram] = {}
+        self._statuses: Counter[int] = Counter()
         self._lock = threading.Lock()
         if self._cache is not None:
             threading.Thread(target=self._flush_forever, name="metrics", daemon=True).start()
@@ -53,25 +55,59 @@ class StageMetrics:
         if self._cache is None:
             return
         with self._lock:
-            _observe(self._pending, BATCH, (), size, SIZE_BUCKETS)
+            self._observe((BATCH, ()), size, SIZE_BUCKETS)
             for stage, seconds in laps:
-                _observe(self._pending, STAGE, (stage,), seconds, SECONDS_BUCKETS)
-            for status in statuses:
-                self._pending[REQUESTS, (str(status),)] += 1
+                self._observe((STAGE, (stage,)), seconds, SECONDS_BUCKETS)
+            self._statuses.update(statuses)
+
+    def _observe(self, series: Series, value: float, edges: Sequence[float]) -> None:
+        histogram = self._histograms.get(series)
+        if histogram is None:
+            histogram = self._histograms[series] = Histogram(edges)
+        histogram.observe(value)
 
     def flush(self) -> None:
         """Hand what was counted to TorchServe."""
         with self._lock:
-            pending, self._pending = self._pending, Counter()
+            histograms, self._histograms = self._histograms, {}
+            statuses, self._statuses = self._statuses, Counter()
+        for (name, labels), histogram in histograms.items():
+            for edge, count in histogram.accumulate():
+                self._add(f"{name}_bucket", count, *labels, edge)
+            self._add(f"{name}_sum", histogram.total, *labels)
+            self._add(f"{name}_count", sum(histogram.counts), *labels)
+        for status, count in statuses.items():
+            self._add(REQUESTS, count, str(status))
+
+    def _add(self, name: str, value: float, *labels: str) -> None:
         assert self._cache is not None  # else nothing is counted
-        for (name, labels), value in pending.items():
-            metric = self._cache.get_metric(name)
-            metric.add_or_update(round(value, 6), [*self._labels, *labels])
+        self._cache.get_metric(name).add_or_update(round(value, 6), [*self._labels, *labels])
 
     def _flush_forever(self) -> None:
         while True:
             time.sleep(FLUSH_SECONDS)
             self.flush()
+
+
+class Histogram:
+    """Observations by bucket: one addition each, whatever the number of buckets."""
+
+    def __init__(self, edges: Sequence[float]) -> None:
+        self._edges = edges
+        self.counts = [0] * (len(edges) + 1)
+        self.total = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count a value in the first bucket that it fits into."""
+        self.counts[bisect.bisect_left(self._edges, value)] += 1
+        self.total += value
+
+    def accumulate(self) -> Iterator[tuple[str, int]]:
+        """Give each bucket's `le` with the observations that fit into it, but for empty ones."""
+        names = [*(f"{edge:g}" for edge in self._edges), "+Inf"]
+        for name, count in zip(names, accumulate(self.counts), strict=True):
+            if count:
+                yield name, count
 
 
 class StopWatch:
@@ -93,21 +129,6 @@ class StopWatch:
         """End the last stage and count the batch."""
         self.lap(stage)
         self._metrics.record(self._size, self._laps, statuses)
-
-
-def _observe(
-    pending: Counter[Series],
-    name: str,
-    labels: tuple[str, ...],
-    value: float,
-    buckets: Sequence[float],
-) -> None:
-    """Count one observation as a histogram does: in every bucket that it fits into."""
-    for edge in buckets[bisect.bisect_left(buckets, value) :]:
-        pending[f"{name}_bucket", (*labels, f"{edge:g}")] += 1
-    pending[f"{name}_bucket", (*labels, "+Inf")] += 1
-    pending[f"{name}_sum", labels] += value  # type: ignore[assignment]  # seconds are no integers
-    pending[f"{name}_count", labels] += 1
 
 
 def _is_declared(cache: Any) -> bool:

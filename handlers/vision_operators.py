@@ -27,6 +27,9 @@ SCHEMAS = {
     "box_iou_rotated": "(Tensor boxes1, Tensor boxes2) -> Tensor",
 }
 DEVICES = {"cpu": "CPU", "cuda": "CUDA"}
+_library = library.Library("torchvision", "FRAGMENT")
+_has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+
 CHUNK = 64
 """Regions sampled at once: 12 million numbers with 256 channels."""
 
@@ -41,9 +44,12 @@ def define_missing() -> tuple[str, ...]:
     for name, kernel in (("nms", suppress), ("roi_align", align_regions)):
         for device, key in DEVICES.items():
             operator = f"torchvision::{name}"
-            if not torch._C._dispatch_has_kernel_for_dispatch_key(operator, key):
+            if not _has_kernel(operator, key):
                 library.impl(operator, device, kernel)
                 ours.append(operator)
+    if "torchvision::roi_align" in ours and not _has_kernel("torchvision::roi_align", "Autograd"):
+        # It is made of operators that gradients flow through: nothing else is to be derived.
+        _library.impl("roi_align", align_regions, "Autograd")
     return tuple(dict.fromkeys(ours))
 
 

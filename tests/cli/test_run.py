@@ -76,6 +76,13 @@ def test_an_archive_of_ours_answers(packed: Packed, scan: bytes, tmp_path: Path)
     assert len(json.loads(result.stdout)) == 5
 
 
+def test_an_archive_of_ours_explains(packed: Packed, scan: bytes, tmp_path: Path) -> None:
+    (tmp_path / "scan.png").write_bytes(scan)
+    told = json.loads(invoke(packed.path, tmp_path / "scan.png", "--explain").stdout)
+    assert told["method"] == "integrated_gradients"
+    assert len(told["attributions"]) == 24
+
+
 def test_several_inputs_make_a_table(archive: Path, file: Callable[[bytes], Path]) -> None:
     result = invoke(archive, file(b"one"), file(b"two"))
     header, _line, *rows = result.stdout.splitlines()

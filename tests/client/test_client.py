@@ -39,6 +39,18 @@ def test_a_dict_is_sent_as_json(service: Any, client: Client, reply: Any) -> Non
     assert service.asked[0].body in (b'{"text": "\\u00fc"}', '{"text": "ü"}'.encode())
 
 
+def test_an_explanation_is_asked_for_in_the_form_that_is_wanted(
+    service: Any, client: Client, reply: Any
+) -> None:
+    service.answer(reply())
+    client.explain("cnn", b"scan")
+    client.explain("cnn", {"data": "c2Nhbg=="}, version="2.0", accept="image/png")
+    assert service.lines == ["POST /explanations/cnn", "POST /explanations/cnn/2.0"]
+    accepts = [asked.headers["Accept"] for asked in service.asked]
+    assert accepts == ["application/json", "image/png"]
+    assert service.asked[1].headers["Content-Type"] == "application/json"
+
+
 def test_parts_are_sent_under_their_names(service: Any, client: Client, reply: Any) -> None:
     service.answer(reply())
     client.predict_parts("cnn", {"left": b"one", "right": b"two"})

@@ -433,6 +433,146 @@ def test_a_model_that_gives_no_boxes_stops_the_worker(detect: Callable[..., Any]
         detect(nn.Flatten(), image_size=[64, 64])
 
 
+# Explanations.
+
+
+class Glow(nn.Module):
+    """Sees a cat in the left half and a dog in the right, as surely as the half is bright."""
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        count, _, height, width = images.shape
+        middle = width // 2
+        boxes = torch.tensor([[0, 0, middle, height], [middle, 0, width, height]]).float()
+        cat = images[..., :middle].mean((1, 2, 3))
+        dog = images[..., middle:].mean((1, 2, 3))
+        none = torch.zeros_like(cat)
+        scores = torch.stack([none, cat, none, none, none, dog], 1).view(count, 2, 3)
+        return boxes.expand(count, -1, -1), scores
+
+
+class Steps(nn.Module):
+    """The same of an image in black and white: nothing that a gradient could flow through."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.glow = Glow()
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.glow(images.gt(0.5).float())
+
+
+class ListGlow(nn.Module):
+    """The same in torchvision's form."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.glow = Glow()
+
+    def forward(self, images: list[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+        found: list[dict[str, torch.Tensor]] = []
+        for image in images:
+            boxes, scores = self.glow(image[None])
+            labels = torch.tensor([1, 2])
+            found.append({"boxes": boxes[0], "labels": labels, "scores": scores[0, [0, 1], [1, 2]]})
+        return found
+
+
+FORMS = pytest.mark.parametrize(
+    ("network", "given"), [(Glow, {"image_size": [32, 32]}), (ListGlow, {})]
+)
+
+
+def draw_halves(left: int, right: int, size: tuple[int, int] = (32, 32)) -> bytes:
+    image = Image.new("RGB", size, (right,) * 3)
+    image.paste((left,) * 3, (0, 0, size[0] // 2, size[1]))
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def explain_halves(handler: Any, post: Callable[..., Any], **asked: Any) -> Any:
+    data = base64.b64encode(draw_halves(204, 153)).decode()
+    return ask(handler, post({"data": data, **asked}, explain=True))
+
+
+@FORMS
+@pytest.mark.parametrize("method", ["integrated_gradients", "saliency", "occlusion"])
+@pytest.mark.parametrize(("target", "label", "score"), [(0, "cat", 0.8), (1, "dog", 0.6)])
+def test_what_speaks_for_a_detection_lies_where_the_model_looks(
+    detect: Callable[..., Any],
+    post: Callable[..., Any],
+    network: type[nn.Module],
+    given: dict[str, Any],
+    method: str,
+    target: int,
+    label: str,
+    score: float,
+) -> None:
+    told = explain_halves(detect(network(), **given), post, method=method, target=target).body
+    heat = np.array(told["attributions"])
+    halves = heat[:, :16], heat[:, 16:]
+    assert (told["method"], told["target"], told["prediction"]["label"]) == (method, target, label)
+    assert told["prediction"]["score"] == pytest.approx(score, abs=1e-5)
+    assert (halves[target] > 0).all()
+    inner = halves[1 - target][:, 4:-4]  # occlusion's windows may cross the middle
+    assert not inner.any()
+    if method == "integrated_gradients":
+        assert heat.sum() == pytest.approx(score, abs=0.02)
+        assert told["convergence_delta"] == pytest.approx(0, abs=0.02)
+
+
+@FORMS
+def test_the_surest_detection_is_explained_where_none_is_named(
+    detect: Callable[..., Any],
+    post: Callable[..., Any],
+    network: type[nn.Module],
+    given: dict[str, Any],
+) -> None:
+    told = explain_halves(detect(network(), **given), post).body
+    assert (told["target"], told["prediction"]["label"]) == (0, "cat")
+    assert told["prediction"]["box"] == [0, 0, 16, 32]
+
+
+def test_an_explanation_covers_the_image_and_not_the_bars_beside_it(
+    detect: Callable[..., Any], post: Callable[..., Any]
+) -> None:
+    handler = detect(Glow(), image_size=[32, 32], letterbox=True, score_threshold=0.1)
+    png = draw_halves(204, 153, (100, 50))
+    asked = {"data": base64.b64encode(png).decode(), "method": "saliency"}
+    assert np.array(ask(handler, post(asked, explain=True)).body["attributions"]).shape == (16, 32)
+    picture = ask(handler, post(png, explain=True, accept="image/png"))
+    assert picture.content_type == "image/png"
+    assert Image.open(io.BytesIO(picture.body)).size == (448, 224)
+    assert picture.headers == {"x-method": "integrated_gradients", "x-target": "0"}
+
+
+@pytest.mark.parametrize(("target", "words"), [(2, "a place in"), ("cat", "a place in")])
+def test_a_detection_that_is_not_there_is_not_explained(
+    detect: Callable[..., Any], post: Callable[..., Any], target: Any, words: str
+) -> None:
+    answer = explain_halves(detect(Glow(), image_size=[32, 32]), post, target=target)
+    assert (answer.status, words in answer.body["detail"]) == (422, True)
+
+
+def test_where_nothing_is_found_there_is_nothing_to_explain(
+    detect: Callable[..., Any], post: Callable[..., Any]
+) -> None:
+    handler = detect(Glow(), image_size=[32, 32], score_threshold=0.9)
+    answer = explain_halves(handler, post)
+    assert (answer.status, answer.body["detail"][-13:]) == (422, "found nothing")
+
+
+def test_a_model_without_gradients_is_explained_by_occlusion(
+    detect: Callable[..., Any], post: Callable[..., Any]
+) -> None:
+    handler = detect(Steps(), image_size=[32, 32])
+    refused = explain_halves(handler, post, method="saliency")
+    assert (refused.status, "occlusion" in refused.body["detail"]) == (501, True)
+    heat = np.array(explain_halves(handler, post, method="occlusion").body["attributions"])
+    assert (heat[:, :16] > 0).all()
+    assert not heat[:, 20:].any()
+
+
 # Torchvision's own detectors, with random weights.
 
 BUILD = """
@@ -575,3 +715,21 @@ def test_torchvisions_detectors_answer_alike_as_onnx(
     )
     assert len(found) > 10
     assert count_found_again(found, others) > 0.8 * len(found)
+
+
+@NAMES
+def test_gradients_reach_the_pixels_through_torchvisions_detectors(
+    handlers: Import,
+    post: Callable[..., Any],
+    build: Callable[[str], Path],
+    tmp_path: Path,
+    photo: bytes,
+    name: str,
+) -> None:
+    handler = load_file(handlers, tmp_path, build(name) / f"{name}.pt", "torchscript")
+    asked = {"data": base64.b64encode(photo).decode(), "method": "saliency"}
+    answer = ask(handler, post(asked, explain=True))
+    assert answer.status == 200, answer.body
+    heat = np.array(answer.body["attributions"])
+    assert heat.shape == (180, 260)
+    assert np.count_nonzero(heat) > 1000

@@ -57,6 +57,7 @@ def test_an_explanation_names_the_predicted_label_and_adds_up(
     model = torch.jit.load(str(run.model_path)).eval()
     pixels = read_pixels(scan)
     gain = (model(pixels) - model(torch.zeros_like(pixels)))[0, run.classes.index(top)].item()
+    assert server.client.explain("cnn", scan).json() == told
     assert np.array(told["attributions"]).shape == run.image_size
     assert np.sum(told["attributions"]) == pytest.approx(gain, abs=0.02 * abs(gain))
 

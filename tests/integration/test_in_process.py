@@ -109,10 +109,11 @@ def ask(server: TorchServe) -> Iterator[Ask]:
         session.trust_env = False
 
         def send(model: str, request: Request) -> Answer:
+            root = "explanations" if request.is_explanation else "predictions"
             kind = {"Content-Type": request.content_type} if request.content_type else {}
             bearer = {"Authorization": f"Bearer {tokens.read('inference')}"}
             response = session.post(
-                f"{server.endpoint.inference_url}/predictions/{model}",
+                f"{server.endpoint.inference_url}/{root}/{model}",
                 headers={**request.headers, **kind, **bearer},
                 data=_read(request.body) if not request.parts else None,
                 files=[_encode(part) for part in request.parts] or None,
@@ -318,6 +319,16 @@ def cnn(store: Path, server: TorchServe) -> Iterator[Model]:
 def test_every_sample_is_answered_byte_for_byte(cnn: Model, ask: Ask, run: Run) -> None:
     for sample in run.samples:
         assert cnn.predict([sample.path]) == [ask("cnn", Request(sample.path.read_bytes()))]
+
+
+def test_explanations_are_byte_for_byte_a_servers(cnn: Model, ask: Ask, scan: bytes) -> None:
+    text = base64.b64encode(scan).decode()
+    for method in ("saliency", "nonsense"):
+        body = json.dumps({"data": text, "method": method})
+        request = Request(body, content_type="application/json", is_explanation=True)
+        (answer,) = cnn.predict([request])
+        assert answer == ask("cnn", request)
+        assert answer.status == (200 if method == "saliency" else 422)
 
 
 def test_broken_inputs_are_answered_byte_for_byte(

@@ -38,6 +38,9 @@ def run(
     content_type: Annotated[
         str | None, typer.Option(help="Of every input, such as application/json.")
     ] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="As /explanations does: why, instead of what.")
+    ] = False,
     handler: Annotated[
         Path | None, typer.Option(help="A handler file to use instead of the archive's own.")
     ] = None,
@@ -64,6 +67,7 @@ def run(
         inputs=tuple(inputs),
         batch=batch,
         content_type=content_type,
+        explain=explain,
         handler=handler,
         profile=profile,
         debug=pdb,
@@ -85,6 +89,7 @@ class _Job:
     inputs: tuple[Path, ...]
     batch: bool
     content_type: str | None
+    explain: bool
     handler: Path | None
     profile: bool
     debug: bool
@@ -112,7 +117,10 @@ def _answer(job: _Job, source: Archive | Path) -> _Outcome:
         debugger = _debug if job.debug else None
         with Model(source, handler=job.handler, debugger=debugger) as model:
             model.profile = profile = Profile() if job.profile else None
-            requests = [Request(path, content_type=job.content_type) for path in job.inputs]
+            requests = [
+                Request(path, content_type=job.content_type, is_explanation=job.explain)
+                for path in job.inputs
+            ]
             batches = [requests] if job.batch else [[request] for request in requests]
             answered = [model.predict(batch) for batch in batches]
             seconds = {

@@ -96,14 +96,26 @@ class Client:
             OverloadedError: no room in the queue, or no worker, after three retries.
         """
         path = model_path(name, version, root="/predictions")
-        if isinstance(data, Mapping):
-            headers = {"Content-Type": "application/json"}
-            return self._answer(path, timeout, data=_encode(data), headers=headers)
-        if isinstance(data, Path):
-            with translate_os_errors(f"read {data}"):
-                data = data.read_bytes()
-        headers = {"Content-Type": "application/octet-stream"}
-        return self._answer(path, timeout, data=data, headers=headers)
+        return self._answer(path, timeout, **_make_body(data))
+
+    def explain(
+        self,
+        name: str,
+        data: bytes | Path | Mapping[str, object],
+        *,
+        version: str | None = None,
+        accept: str = "application/json",
+        timeout: float | None = None,
+    ) -> Answer:
+        """Ask why the model answers so; `accept` image/png gets a heat map where there is one.
+
+        A dict says what is asked: {"data": base64, "method": ..., "target": ...}. Raises what
+        predict raises; an AnswerError of 501 where this model explains nothing in this way.
+        """
+        path = model_path(name, version, root="/explanations")
+        body = _make_body(data)
+        body["headers"]["Accept"] = accept
+        return self._answer(path, timeout, **body)
 
     def predict_parts(
         self,
@@ -139,6 +151,16 @@ class Client:
             request_id=response.headers.get("x-request-id", ""),
             seconds=time.perf_counter() - started,
         )
+
+
+def _make_body(data: bytes | Path | Mapping[str, object]) -> dict[str, Any]:
+    """Return one input as what is posted: bytes or a file as they are, a dict as JSON."""
+    if isinstance(data, Mapping):
+        return {"data": _encode(data), "headers": {"Content-Type": "application/json"}}
+    if isinstance(data, Path):
+        with translate_os_errors(f"read {data}"):
+            data = data.read_bytes()
+    return {"data": data, "headers": {"Content-Type": "application/octet-stream"}}
 
 
 def _encode(data: Mapping[str, object]) -> bytes:

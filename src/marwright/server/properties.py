@@ -28,9 +28,8 @@ DEFAULTS: dict[str, str] = {
     "max_response_size": "6553500",
     "limit_max_image_pixels": "true",
     "metrics_mode": "prometheus",
-    # In the first seconds under load the second compiler took twice the processor time of all else
-    # in Java, and the workers need the cores that the parallel collector would use.
-    "vmargs": "-XX:+UseSerialGC -XX:TieredStopAtLevel=1",
+    # The workers need the cores that the parallel collector would use.
+    "vmargs": "-XX:+UseSerialGC",
 }
 """What `marwright serve` gives TorchServe; the repository's config.properties is its rendering."""
 

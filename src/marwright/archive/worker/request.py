@@ -48,13 +48,14 @@ class Part:
 
 @dataclass(frozen=True)
 class Request:
-    """A POST to /predictions/NAME: a body, or the parts of a multipart one."""
+    """A POST to /predictions/NAME, or /explanations: a body, or the parts of a multipart one."""
 
     body: Path | bytes | str = b""
     content_type: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     """Others, such as Accept; the handler also sees Content-Length and TorchServe's own two."""
     parts: tuple[Part, ...] = ()
+    is_explanation: bool = False
 
     @classmethod
     def of(cls, value: Path | bytes | Request) -> Request:
@@ -94,7 +95,7 @@ class Request:
 
     def _headers(self) -> dict[str, str]:
         kind = {"Content-Type": self.content_type} if self.content_type else {}
-        return {**self.headers, **kind, "url_path": "", "explain": "False"}
+        return {**self.headers, **kind, "url_path": "", "explain": str(self.is_explanation)}
 
 
 def _to_parameter(part: Part) -> Parameter:
