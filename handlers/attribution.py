@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from backend import Backend
 from inference_request import InferenceRequest
-from inference_response import Arrays
+from inference_response import Arrays, InferenceResponse
 from problem import RejectedInput
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "find_target",
     "METHODS",
     "Options",
+    "write_explanations",
 ]
 
 METHODS = ("integrated_gradients", "saliency", "occlusion", "grad_cam")
@@ -101,6 +102,17 @@ class Explanation:
     def to_headers(self) -> dict[str, str]:
         """Return what a picture cannot say."""
         return {"x-method": self.method, "x-target": quote(str(self.target))}
+
+
+def write_explanations(
+    write: Callable[..., InferenceResponse],
+    request: InferenceRequest,
+    found: Sequence[Explanation],
+) -> InferenceResponse:
+    """Answer a request in its own form, by its handler's `write`: one explanation a thing."""
+    return write(
+        request, [item.to_json() for item in found], lambda: [item.to_arrays() for item in found]
+    )
 
 
 class Explainer:

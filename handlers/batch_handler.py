@@ -11,6 +11,7 @@ collate (bucket, pad, refuse), pad_value, warm_up, metrics, fast_worker.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import traceback
@@ -200,11 +201,12 @@ class BatchHandler:
 
     def _prepare_all(self, slots: Sequence[_Slot]) -> None:
         """Make tensors of all things together; where that fails, of each request by itself."""
-        try:
+        alone = list(slots)
+        with contextlib.suppress(Exception):  # whose it is the second try tells
             self._prepare([item for slot in slots for item in slot.items])
-        except Exception:
-            for slot in slots:
-                self._attempt(slot, lambda slot: self._prepare(slot.items))
+            alone.clear()
+        for slot in alone:
+            self._attempt(slot, lambda slot: self._prepare(slot.items))
         if self.collate == "refuse":
             for slot in _unfinished(slots):
                 self._attempt(slot, self._check_shapes)

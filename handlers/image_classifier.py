@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 import torch
 
-from attribution import Explainer, Explanation, choose_windows, find_target
+from attribution import Explainer, Explanation, choose_windows, find_target, write_explanations
 from batch_handler import BatchHandler
 from collate import Tensors
 from heat_map import draw_answer
@@ -102,11 +102,8 @@ class ImageClassifier(BatchHandler):
     def explain(self, request: InferenceRequest, inputs: Sequence[Tensors]) -> InferenceResponse:
         """Answer how much each pixel speaks for a label."""
         found = [self._explain_image(request, pixels) for (pixels,) in inputs]
-        return draw_answer(request, found[0], self.image_limits) or self.write(
-            request,
-            [item.to_json() for item in found],
-            lambda: [item.to_arrays() for item in found],
-        )
+        picture = draw_answer(request, found[0], self.image_limits)
+        return picture or write_explanations(self.write, request, found)
 
     def _explain_image(self, request: InferenceRequest, pixels: torch.Tensor) -> Explanation:
         """Explain a logit: probabilities hardly move where the model is sure."""

@@ -36,7 +36,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from attribution import Explainer, Explanation, choose_windows, find_place
+from attribution import Explainer, Explanation, choose_windows, find_place, write_explanations
 from batch_handler import BatchHandler
 from boxes import FORMATS, measure_presence, suppress, to_corners
 from collate import Tensors
@@ -147,11 +147,8 @@ class ObjectDetector(BatchHandler):
     def explain(self, request: InferenceRequest, inputs: Sequence[Tensors]) -> InferenceResponse:
         """Answer how much each pixel speaks for one detection."""
         found = [self._explain_image(request, *tensors) for tensors in inputs]
-        return draw_answer(request, found[0], self.image_limits) or self.write(
-            request,
-            [item.to_json() for item in found],
-            lambda: [item.to_arrays() for item in found],
-        )
+        picture = draw_answer(request, found[0], self.image_limits)
+        return picture or write_explanations(self.write, request, found)
 
     def _explain_image(
         self, request: InferenceRequest, pixels: torch.Tensor, frame: torch.Tensor

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from array_input import Array, ArrayLimits, InputSpec, read_array
-from attribution import Explainer, Explanation, find_place
+from attribution import Explainer, Explanation, find_place, write_explanations
 from backend import ModelInput
 from batch_handler import BatchHandler
 from collate import Tensors
@@ -101,11 +101,7 @@ class TensorHandler(BatchHandler):
     def explain(self, request: InferenceRequest, inputs: Sequence[Tensors]) -> InferenceResponse:
         """Answer how much each number of the inputs speaks for a number of the output."""
         found = [self._explain_item(request, item) for item in inputs]
-        return self.write(
-            request,
-            [item.to_json() for item in found],
-            lambda: [item.to_arrays() for item in found],
-        )
+        return write_explanations(self.write, request, found)
 
     def _explain_item(self, request: InferenceRequest, tensors: Tensors) -> Explanation:
         options = self.explainer.read_options(request)
