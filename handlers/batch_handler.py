@@ -26,7 +26,7 @@ import torch
 import fast_worker
 from backend import Backend, load_backend
 from body_schema import load_check
-from collate import WAYS, Tensors, group_shapes, scatter, stack
+from collation import WAYS, Tensors, group_shapes, scatter, stack
 from cpu_share import count_threads
 from inference_request import Incoming, InferenceRequest, Part, RequestLimits, read_request
 from inference_response import Arrays, InferenceResponse, render, render_problem

@@ -19,7 +19,7 @@ import torch
 
 from attribution import Explainer, Explanation, choose_windows, find_target, write_explanations
 from batch_handler import BatchHandler
-from collate import Tensors
+from collation import Tensors
 from heat_map import draw_answer
 from image_input import ImageLimits, read_image, resize_image, resize_images, scale_pixels
 from inference_request import InferenceRequest, Part

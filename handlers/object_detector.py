@@ -39,7 +39,7 @@ import torch
 from attribution import Explainer, Explanation, choose_windows, find_place, write_explanations
 from batch_handler import BatchHandler
 from boxes import FORMATS, measure_presence, suppress, to_corners
-from collate import Tensors
+from collation import Tensors
 from heat_map import draw_answer
 from image_input import ImageLimits, read_image, scale_pixels
 from inference_request import InferenceRequest, Part

@@ -23,7 +23,7 @@ from array_input import Array, ArrayLimits, InputSpec, read_array
 from attribution import Explainer, Explanation, find_place, write_explanations
 from backend import ModelInput
 from batch_handler import BatchHandler
-from collate import Tensors
+from collation import Tensors
 from inference_request import InferenceRequest, Part
 from inference_response import NAMES, Arrays, InferenceResponse
 from problem import RejectedInput
