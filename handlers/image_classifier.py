@@ -68,7 +68,7 @@ class ImageClassifier(BatchHandler):
         """Decode an image: (H, W, 3) uint8, of the model's size if it was large.
 
         A batch of large ones would fill the memory. Small ones are resized together: decoding one
-        after the other, then resizing, takes half as long as taking turns.
+        after the other, then resizing, takes 0.6 times as long as in turns.
         """
         pixels = read_image(part.read_bytes(), self.image_limits, at_least=self.at_least)
         if pixels.numel() <= SMALL:
