@@ -4,7 +4,9 @@ Run as `make bench WHAT=cost`; writes benchmarks/results/cost.json. Needs wrk, a
 worker's stages. Load and model are those of serving.py's small image.
 
 `savings`: marwright whole, and with one thing taken away, interleaved and shuffled; a ratio is
-whole over reduced within a round. `threads`: processor microseconds a request at 64 connections,
+whole over reduced within a round. Java compiles each boot a little differently, some 5 % up or
+down; `metrics` is smaller than that, so two models in one server, one of them without, are loaded
+in turns. `threads`: processor microseconds a request at 64 connections,
 by the name of the thread (/proc/PID/task). `stages`: the same of one worker's main thread, shared
 out by py-spy's samples of its stack.
 """
@@ -51,12 +53,16 @@ from contestants.servers import (
 )
 
 from marwright.archive import pack_run
+from marwright.server import TorchServe
 
 RESULTS = Path(__file__).parent / "results"
 MOST = 64
 """Connections."""
 PROFILED = ("torchserve_one_thread", "marwright")
 SAMPLES_PER_SECOND = 250
+BOOTS = 2
+PAIRS = 12
+"""Of loads in each boot, one with metrics and one without."""
 
 STAGES = {
     "log lines": r"logging/__init__",
@@ -88,7 +94,6 @@ class Variant:
 
 VARIANTS = {
     "whole": Variant(),
-    "without_metrics": Variant({"handler": {"metrics": False}}),
     "without_fast_worker": Variant({"handler": {"fast_worker": False}}),
     "without_eager_batches": Variant(server={"eager_batches": False}),
     "without_jvm_settings": Variant(server={"properties": {"vmargs": ""}}),
@@ -108,6 +113,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=4, help="of each load")
     parser.add_argument("--only", default="", help="VARIANT,... beside whole; writes no file")
+    parser.add_argument("--metrics", action="store_true", help="measure what metrics cost alone")
     options = parser.parse_args()
     names = ["whole", *options.only.split(",")] if options.only else list(VARIANTS)
     if unknown := set(names) - VARIANTS.keys():
@@ -116,6 +122,9 @@ def main() -> None:
     try:
         with tempfile.TemporaryDirectory(prefix="marwright-bench-") as folder:
             materials = make_materials(Path(folder), find_venv)
+            if options.metrics:
+                write_metrics(measure_metrics(materials, options.seconds))
+                return
             result: dict[str, Any] = {
                 "date": date.today().isoformat(),
                 "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
@@ -123,6 +132,7 @@ def main() -> None:
                 "savings": measure_savings(materials, names, options.rounds, options.seconds),
             }
             if not options.only:
+                result["metrics"] = measure_metrics(materials, options.seconds)
                 for name in PROFILED:
                     result[name] = profile(materials, name)
                 text = json.dumps(result, indent=2) + "\n"
@@ -166,6 +176,47 @@ def measure_savings(
         savings[name] = {"throughput": spread(faster), "lone_p50": spread(sooner)}
         print(f"whole over {name}: {savings[name]}")
     return savings
+
+
+def write_metrics(measured: dict[str, Any]) -> None:
+    """Put a measurement of the metrics into the result of an earlier time."""
+    path = RESULTS / "cost.json"
+    result = {**json.loads(path.read_text("utf-8")), "metrics": measured}
+    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(measured))
+
+
+def measure_metrics(materials: Materials, seconds: int) -> dict[str, Any]:
+    """Return throughput with the handler's metrics over without, window by window."""
+    for name, handler in (("with", {}), ("without", {"metrics": False})):
+        settings = {**SERVING, "handler": handler}
+        pack_run(materials.run, out=materials.store / f"{name}.mar", name=name, settings=settings)
+    request = materials.pictures[0].make_request(in_envelope=False)
+    ratios = []
+    for boot in range(BOOTS):
+        properties = {"disable_token_authorization": "true"}
+        models = ["with.mar", "without.mar"]
+        with TorchServe(materials.store, models=models, properties=properties) as server:
+            urls = {
+                name: f"{server.endpoint.inference_url}/predictions/{name}"
+                for name in ("with", "without")
+            }
+            settle()
+            for url in urls.values():
+                finish_wrk(start_wrk(url, request, MOST, JAVA))
+            for pair in range(PAIRS):
+                rates = {}
+                for name in ("with", "without") if pair % 2 else ("without", "with"):
+                    outcome = finish_wrk(start_wrk(urls[name], request, MOST, seconds))
+                    rates[name] = outcome["requests"] / outcome["seconds"]
+                ratios.append(rates["with"] / rates["without"])
+                print(f"boot {boot + 1}  with metrics over without {ratios[-1]:.3f}", flush=True)
+    error = statistics.stdev(ratios) / len(ratios) ** 0.5
+    return {
+        **spread(ratios),
+        "mean": round(statistics.fmean(ratios), 4),
+        "standard_error": round(error, 4),
+    }
 
 
 def spread(values: list[float]) -> dict[str, Any]:

@@ -23,9 +23,9 @@ def group_shapes(things: Sequence[Tensors], way: str) -> list[list[int]]:
     groups: dict[Any, list[int]] = {}
     for index, tensors in enumerate(things):
         if way == "pad":
-            key: Any = tuple((t.dim(), t.dtype) for t in tensors)
+            key: Any = tuple([(t.dim(), t.dtype) for t in tensors])
         else:
-            key = tuple((t.shape, t.dtype) for t in tensors)
+            key = tuple([(t.shape, t.dtype) for t in tensors])
         groups.setdefault(key, []).append(index)
     if way == "pad":
         return [part for group in groups.values() for part in _split_by_padding(things, group)]
@@ -58,7 +58,7 @@ def stack(tensors: Sequence[torch.Tensor], pad_value: float = 0.0) -> torch.Tens
     """Stack tensors along a new first axis; unlike shapes are padded to the largest."""
     if len({tensor.shape for tensor in tensors}) == 1:
         return torch.stack(list(tensors))
-    sizes = [max(lengths) for lengths in zip(*(t.shape for t in tensors), strict=True)]
+    sizes = [max(lengths) for lengths in zip(*[t.shape for t in tensors], strict=True)]
     stacked = tensors[0].new_full((len(tensors), *sizes), pad_value)
     for row, tensor in zip(stacked, tensors, strict=True):
         row[tuple(slice(length) for length in tensor.shape)] = tensor
@@ -75,7 +75,7 @@ def scatter(outputs: Any, count: int) -> list[Any]:
         columns = {name: scatter(value, count) for name, value in outputs.items()}
         return [{name: values[i] for name, values in columns.items()} for i in range(count)]
     if isinstance(outputs, tuple) and outputs:
-        return list(zip(*(scatter(value, count) for value in outputs), strict=True))
+        return list(zip(*[scatter(value, count) for value in outputs], strict=True))
     if len(outputs) != count:
         raise ValueError(f"expected {count} outputs for {count} inputs, found {len(outputs)}")
     if isinstance(outputs, torch.Tensor):

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 NAMES = {
     "torchserve_defaults": "TorchServe, default settings",
     "torchserve_one_thread": "TorchServe, one thread a worker",
@@ -48,6 +50,18 @@ RATIOS = {
 """The claims in words, and what was wanted."""
 
 
+SAVINGS = {
+    "without_batches": "batches (with `batchSize: 1`)",
+    "with_batches_of_8": "batches of up to 32 (with 8)",
+    "with_two_threads": "cores divided by workers (with 2 threads each)",
+    "without_eager_batches": "not waiting for a batch to fill (decision 0010)",
+    "without_fast_worker": "the worker's shorter path (decision 0011)",
+    "without_simplejpeg": "simplejpeg (with Pillow)",
+    "without_jvm_settings": "the serial collector (with Java's own choice)",
+    "with_one_compiler": "Java's second compiler (with C1 alone)",
+}
+
+
 def test_the_tables_are_those_of_the_last_measurement(root: Path) -> None:
     page = root / "docs/serving-speed.md"
     text = page.read_text("utf-8")
@@ -67,6 +81,10 @@ def make_tables(root: Path) -> Iterator[tuple[str, list[str]]]:
     serving = json.loads((results / "serving.json").read_text("utf-8"))
     yield "serving", list(make_serving(serving))
     yield "ratios", list(make_ratios(serving))
+    cost = json.loads((results / "cost.json").read_text("utf-8"))
+    yield "savings", list(make_savings(cost))
+    yield "threads", list(make_costs(cost, "threads_us"))
+    yield "worker", list(make_costs(cost, "worker_us"))
 
 
 def make_serving(measured: dict[str, Any]) -> Iterator[str]:
@@ -101,6 +119,34 @@ def make_ratios(measured: dict[str, Any]) -> Iterator[str]:
         low, high = ratio["spread"]
         rival = f", {ratio['over']}" if "best peer" in name else ""
         yield f"| {name}{rival} | {ratio['value']} ({low} to {high}) | {wanted} |"
+
+
+def make_savings(measured: dict[str, Any]) -> Iterator[str]:
+    yield "| what | requests/s at 64, with over without | lone p50, without over with |"
+    yield "|---|---|---|"
+    for key, name in SAVINGS.items():
+        many, lone = (measured["savings"][key][field] for field in ("throughput", "lone_p50"))
+        yield (
+            f"| {name} | {many['value']} ({many['spread'][0]} to {many['spread'][1]}) "
+            f"| {lone['value']} ({lone['spread'][0]} to {lone['spread'][1]}) |"
+        )
+
+
+def test_metrics_cost_less_than_two_percent(root: Path) -> None:
+    cost = json.loads((root / "benchmarks/results/cost.json").read_text("utf-8"))["metrics"]
+    percent, error = 100 * (1 - cost["mean"]), 100 * cost["standard_error"]
+    told = f"metrics cost {percent:.1f} ± {error:.1f}% of throughput"
+    assert told in (root / "docs/serving-speed.md").read_text("utf-8")
+    assert percent < 2
+
+
+def make_costs(measured: dict[str, Any], field: str) -> Iterator[str]:
+    plain, ours = (measured[name][field] for name in ("torchserve_one_thread", "marwright"))
+    yield "| microseconds a request | TorchServe, one thread a worker | marwright |"
+    yield "|---|---:|---:|"
+    for name in sorted({*plain, *ours}, key=lambda name: -plain.get(name, 0.0)):
+        yield f"| {name} | {plain.get(name, 0.0):,.1f} | {ours.get(name, 0.0):,.1f} |"
+    yield f"| all | {sum(plain.values()):,.1f} | {sum(ours.values()):,.1f} |"
 
 
 def test_the_readmes_figures_are_those_of_the_last_measurement(root: Path) -> None:
@@ -142,6 +188,16 @@ def test_every_contestant_took_part(root: Path) -> None:
     assert measured["rounds"] >= 3
 
 
-def test_the_picture_is_there(root: Path) -> None:
-    assert "pictures/serving.png" in (root / "docs/serving-speed.md").read_text("utf-8")
-    assert 5_000 < (root / "docs/pictures/serving.png").stat().st_size < 300_000
+@pytest.mark.parametrize("name", ["serving", "soak"])
+def test_the_pictures_are_there(root: Path, name: str) -> None:
+    assert f"pictures/{name}.png" in (root / "docs/serving-speed.md").read_text("utf-8")
+    assert 5_000 < (root / f"docs/pictures/{name}.png").stat().st_size < 300_000
+
+
+def test_the_soak_had_no_error_and_its_figures_are_told(root: Path) -> None:
+    measured = json.loads((root / "benchmarks/results/soak.json").read_text("utf-8"))
+    assert (measured["errors"], measured["processes_replaced"]) == (0, [])
+    text = (root / "docs/serving-speed.md").read_text("utf-8")
+    assert f"{measured['requests']:,} requests" in text
+    slope = measured["slope_mb_per_hour"]["all"]
+    assert f"{slope['slope']:+.1f} ± {slope['standard_error']:.1f} MB an hour" in text

@@ -213,12 +213,12 @@ def test_a_good_request_leaves_no_line(send: Callable[..., Any], server: TorchSe
 def test_stages_sizes_and_statuses_are_seen_at_the_metrics_port(
     send: Callable[..., Any], server: TorchServe, read_counters: Callable[..., Any]
 ) -> None:
-    time.sleep(1.5)  # counts of requests before are handed over within a second
+    time.sleep(5.5)  # counts of requests before are handed over within five seconds
     before = read_counters(server, "double")
     for body, count in (([1, 2], 5), ([1], 3), ([HOT, 1], 2)):
         for _ in range(count):
             send("/predictions/double", json=body)
-    time.sleep(1.5)
+    time.sleep(5.5)
     after = read_counters(server, "double")
     new = {key: round(value - before.get(key, 0), 6) for key, value in after.items()}
     assert new["requests_total", "status=200"] == 5
