@@ -255,8 +255,8 @@ class BatchHandler:
 
     @torch.inference_mode()
     def _infer(self, items: Sequence[_Item]) -> list[Any]:
-        # Lists in brackets, here and in collation.py: of a generator's arguments CPython keeps the
-        # emptied tuples, 2,000 of each length, which looks like a leak for the first hour.
+        # A list, here and in collation.py: made of a generator, the arguments' tuples only fill
+        # CPython's store of spare ones, up to 2,000 of each length, and memory grows meanwhile.
         columns = zip(*[item.tensors for item in items], strict=True)
         batch = [stack(column, self.pad_value).to(self.backend.device) for column in columns]
         return scatter(self.infer(*batch), len(items))

@@ -61,7 +61,7 @@ def stack(tensors: Sequence[torch.Tensor], pad_value: float = 0.0) -> torch.Tens
     sizes = [max(lengths) for lengths in zip(*[t.shape for t in tensors], strict=True)]
     stacked = tensors[0].new_full((len(tensors), *sizes), pad_value)
     for row, tensor in zip(stacked, tensors, strict=True):
-        row[tuple(slice(length) for length in tensor.shape)] = tensor
+        row[tuple([slice(length) for length in tensor.shape])] = tensor
     return stacked
 
 

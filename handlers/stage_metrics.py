@@ -25,7 +25,7 @@ SECONDS_BUCKETS = (
 )
 SIZE_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
 FLUSH_SECONDS = 5.0
-"""Each time costs some 70 lines, which TorchServe parses: once a second took 2 % of throughput."""
+"""Each time prints a line a bucket, which TorchServe parses: once a second cost 2 %."""
 
 STAGE = "marwright_stage_seconds"
 BATCH = "marwright_batch_size"
