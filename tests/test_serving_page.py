@@ -136,7 +136,7 @@ def make_costs(measured: dict[str, Any], field: str) -> Iterator[str]:
     plain, ours = (measured[name][field] for name in ("torchserve_one_thread", "marwright"))
     yield "| microseconds a request | TorchServe, one thread a worker | marwright |"
     yield "|---|---:|---:|"
-    for name in sorted({*plain, *ours}, key=lambda name: -plain.get(name, 0.0)):
+    for name in sorted({*plain, *ours}, key=lambda n: (-plain.get(n, 0.0), -ours.get(n, 0.0), n)):
         yield f"| {name} | {plain.get(name, 0.0):,.1f} | {ours.get(name, 0.0):,.1f} |"
     yield f"| all | {sum(plain.values()):,.1f} | {sum(ours.values()):,.1f} |"
 
