@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.ready
 WHAT   ?= way
 ARGS   ?=
 
-.PHONY: help setup demo test test-slow lint format types bench dist clean
+.PHONY: help setup demo test test-slow test-extras test-unpinned lint format types bench dist clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,15 @@ test: $(STAMP)  ## every test but the slow ones, a real TorchServe included
 
 test-slow: $(STAMP)  ## the slow tests: the wheel in a clean environment, the demo twice at once
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+test-extras: $(STAMP)  ## what needs OpenVINO, TensorFlow, LiteRT, TensorBoard: 2 GB more in .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,openvino,tf,litert,tensorboard]'
+	$(BIN)/python -m pytest -m 'slow or not slow' tests/training tests/handlers/test_backend.py tests/cli/test_export.py $(ARGS)
+
+test-unpinned: $(STAMP)  ## Flower, Opacus and MLflow, in .venv-unpinned: they want other versions of much
+	$(PYTHON) -m venv .venv-unpinned
+	.venv-unpinned/bin/pip install --quiet torch==2.13.0 torchvision==0.28.0 pytest pytest-timeout hypothesis --editable '.[federated,private,mlflow]'
+	.venv-unpinned/bin/python -m pytest -m 'slow or not slow' tests/training/federated tests/training/test_tracking.py $(ARGS)
 
 lint: $(STAMP)  ## ruff: style, imports, docstrings, format
 	$(BIN)/ruff check .

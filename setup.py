@@ -27,7 +27,7 @@ def read_version() -> str:
 # model-signing imports OpenSSL and does not say so.
 SIGN = ["cryptography>=42", "model-signing>=1.1", "pyOpenSSL>=24"]
 
-# What /explanations of a served model needs, in the server's environment.
+# What /explanations of a served model needs, in the server's environment; and a training's report.
 EXPLAIN = ["captum>=0.8"]
 
 # What decodes a served JPEG faster, to the same pixels; likewise in the server's environment.
@@ -35,18 +35,33 @@ JPEG = ["simplejpeg>=1.9"]
 
 # What executes a served model with backend onnx, or openvino; likewise.
 ONNX = ["onnxruntime>=1.20"]
-OPENVINO = ["openvino>=2025.0"]
+# With what quantises for it: `marwright optimize` needs that, a server does not.
+OPENVINO = ["nncf>=3", "openvino>=2025.0"]
+
+# What `marwright optimize` prunes, quantises and exports with.
+OPTIMISE = [*ONNX, "onnx>=1.17", "onnxscript>=0.5", "torch-pruning>=1.6", "torchao>=0.15"]
+
+PARQUET = ["pyarrow>=18"]
+
+# Further forms of a model: 1.4 GB.
+TF = ["tensorflow-cpu>=2.19"]
+LITERT = ["ai-edge-litert>=2"]
+
+# Flower and MLflow want other versions of much in constraints.txt: `make test-unpinned`.
+MLFLOW = ["mlflow>=3"]
+# 1.41 alone: training/federated/local.py sets an internal of it.
+FEDERATED = ['flwr>=1.41,<1.42; python_version >= "3.11"']
+PRIVATE = ["opacus>=1.5"]
 
 DEV = [
-    *EXPLAIN,
     *JPEG,
-    *ONNX,  # not OpenVINO, which is large: its tests are skipped where it is not installed
+    *OPTIMISE,
+    *PARQUET,
     *SIGN,
+    # Not OPENVINO, TF and other large ones: `make test-extras` tests with them.
     "build",
     "hypothesis",
     "mypy",
-    "onnx",
-    "onnxscript",
     "py-spy",  # looks into a worker for `make bench WHAT=cost`
     "pytest",
     "pytest-timeout",
@@ -80,9 +95,11 @@ setup(
         "marwright.handlers",
         "marwright.server",
         "marwright.training",
+        "marwright.training.optimise",
     ],
     package_data={"marwright": ["py.typed"], "marwright.server": ["log4j2.xml", "metrics.yaml"]},
     install_requires=[
+        *EXPLAIN,  # a run says what speaks for each class
         "cyclonedx-python-lib>=11,<12",
         "jsonschema>=4.21",
         "matplotlib>=3.8",
@@ -110,6 +127,14 @@ setup(
         "jpeg": JPEG,
         "onnx": ONNX,
         "openvino": OPENVINO,
+        "optimise": OPTIMISE,
+        "parquet": PARQUET,
+        "tf": TF,
+        "litert": LITERT,
+        "tensorboard": ["tensorboard>=2.17"],
+        "mlflow": MLFLOW,
+        "federated": FEDERATED,
+        "private": PRIVATE,
         "sign": SIGN,
         "dev": DEV,
     },

@@ -163,7 +163,7 @@ def measure_preflight(folder: Path) -> dict[str, Any]:
     """Try the CNN's archive, beside importing torch and loading its model by hand."""
     program = (
         "import sys; from pathlib import Path\n"
-        "from marwright.training.loop import Settings\n"
+        "from marwright.training.settings import Settings\n"
         "from marwright.training.train import train_run\n"
         "from marwright.archive import pack_run\n"
         "run = train_run(Path('run'), settings=Settings(epochs=1))\n"

@@ -116,6 +116,8 @@ def _load_onnx(path: Path, device: torch.device, threads: int) -> Backend:
 
 
 def _load_openvino(path: Path, device: torch.device, threads: int) -> Backend:
+    # It reports each use to its maker as soon as it is imported, unless this is not installed.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # Python's own way
     core = _import("openvino").Core()
     settings = {
         "INFERENCE_NUM_THREADS": threads,

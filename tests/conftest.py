@@ -30,7 +30,7 @@ def root() -> Path:
 @pytest.fixture(scope="session")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run of four epochs: its accuracy is above 0.9, which is enough to tell labels apart."""
-    from marwright.training.loop import Settings
+    from marwright.training.settings import Settings
     from marwright.training.train import train_run
 
     return train_run(tmp_path_factory.mktemp("runs") / "digits", settings=Settings(epochs=4))

@@ -19,6 +19,7 @@ BUILTINS: dict[str, type[BaseException]] = {
     "ArchiveError": ValueError,
     "ConnectionFailedError": ConnectionError,
     "DataError": ValueError,
+    "ExportError": ValueError,
     "InputRejectedError": ValueError,
     "ModelNotFoundError": LookupError,
     "NoServerError": LookupError,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -8,11 +9,12 @@ import textwrap
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import IO
 
 import pytest
 
 from marwright.errors import MarwrightError, NotReadyError, StorageError
-from marwright.storage import translate_os_errors, write_file, write_folder
+from marwright.storage import hold_path, translate_os_errors, write_file, write_folder
 
 Umask = Callable[[int], AbstractContextManager[None]]
 
@@ -228,3 +230,84 @@ def test_an_error_of_ours_passes_as_it_is(ours: MarwrightError) -> None:
 def test_an_error_that_is_not_the_operating_systems_passes_as_it_is() -> None:
     with pytest.raises(ZeroDivisionError), translate_os_errors("do it"):
         raise ZeroDivisionError
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from marwright.storage import hold_path
+with hold_path(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def start_holder(path: Path) -> subprocess.Popen[bytes]:
+    """Start a process that holds a path until its standard input ends."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"held\n"
+    return process
+
+
+def test_a_path_is_held_while_the_block_runs(tmp_path: Path) -> None:
+    with hold_path(tmp_path / "deep/run"):
+        told = pytest.raises(StorageError, match=f"run is in use: found process {os.getpid()} ")
+        with told, hold_path(tmp_path / "deep/run"):
+            pytest.fail("two hold it")
+        with hold_path(tmp_path / "deep/other"):
+            pass
+        assert list_names(tmp_path / "deep") == [".run.lock"]
+    assert list_names(tmp_path / "deep") == []
+    with hold_path(tmp_path / "deep/run"):
+        pass
+
+
+def test_a_path_that_another_process_holds_is_refused_with_its_number(tmp_path: Path) -> None:
+    with start_holder(tmp_path / "run") as other:
+        told = pytest.raises(StorageError, match=f"found process {other.pid} writes it; wait until")
+        with told, hold_path(tmp_path / "run"):
+            pytest.fail("two hold it")
+        other.communicate()
+    assert list_names(tmp_path) == []
+
+
+def test_a_killed_process_holds_nothing(tmp_path: Path) -> None:
+    with start_holder(tmp_path / "run") as other:
+        other.kill()
+        other.wait()
+    with hold_path(tmp_path / "run"):
+        assert (tmp_path / ".run.lock").read_text() == str(os.getpid())
+    assert list_names(tmp_path) == []
+
+
+def test_a_failure_lets_go_of_the_path(tmp_path: Path) -> None:
+    with pytest.raises(_StoppedError), hold_path(tmp_path / "run"):
+        raise _StoppedError
+    assert list_names(tmp_path) == []
+
+
+def test_a_lock_that_its_holder_has_just_removed_is_not_taken_for_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take = fcntl.flock
+    removed: list[bool] = []
+
+    def remove_first(stream: IO[bytes], mode: int) -> None:
+        if not removed:  # the holder's last act, between our opening and locking its file
+            (tmp_path / ".run.lock").unlink()
+            removed.append(True)
+        take(stream, mode)
+
+    monkeypatch.setattr(fcntl, "flock", remove_first)
+    told = pytest.raises(StorageError, match="in use")
+    with hold_path(tmp_path / "run"), told, hold_path(tmp_path / "run"):
+        pytest.fail("two hold it")
+
+
+def test_a_folder_that_cannot_be_written_is_a_storage_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(StorageError, match="cannot write"), hold_path(tmp_path / "file/run"):
+        pytest.fail("it is held")

@@ -10,19 +10,22 @@ import torch
 from PIL import Image
 
 from .data import make_transform
+from .loop import compute_logits
 
-__all__ = ["predict_images"]
+__all__ = ["predict_images", "predict_inputs"]
 
 
-@torch.inference_mode()
 def predict_images(
     model_path: Path, images: Sequence[Image.Image], image_size: tuple[int, int]
 ) -> torch.Tensor:
     """Return (N, C) float32 probabilities from a TorchScript file, preprocessed as in training."""
+    transform = make_transform(image_size)
+    return predict_inputs(model_path, torch.stack([transform(image) for image in images]))
+
+
+def predict_inputs(model_path: Path, inputs: torch.Tensor) -> torch.Tensor:
+    """Return (N, C) float32 probabilities from a TorchScript file, for a data set's inputs."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit, TorchServe's own format
         model = torch.jit.load(str(model_path))
-    model.eval()
-    transform = make_transform(image_size)
-    pixels = torch.stack([transform(image) for image in images])  # (N, 3, H, W) in [0, 1]
-    return torch.cat([torch.softmax(model(batch), dim=1) for batch in pixels.split(256)])
+    return torch.softmax(compute_logits(model, inputs), dim=1)

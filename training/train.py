@@ -1,107 +1,115 @@
 """One training: data in, a run folder out.
 
-Run as `marwright train`, or `python -m marwright.training.train --help`.
+Run as `marwright train`, or `python -m marwright.training.train --help`; under torchrun, or with
+`--processes`, several processes train together.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
-import json
+import logging
+import shutil
 import sys
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from contextlib import contextmanager, nullcontext
+from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from marwright.archive.run import (
-    CLASSES_NAME,
-    CONFIG_NAME,
-    METRICS_NAME,
-    MODEL_NAME,
-    REPORT_NAME,
-    SAMPLES_NAME,
-    Run,
-)
+from marwright.archive.run import CONFIG_NAME, REPORT_NAME, Run
 from marwright.errors import MarwrightError, RunError
-from marwright.storage import write_folder
+from marwright.storage import hold_path, write_folder
 
-from .data import Images, Split, load_images, make_transform, split_images
-from .loop import Fit, Progress, Settings, measure, train_model
-from .models import CNN, Exported
-from .plots import draw_confusion, draw_curves
-from .predict import predict_images
-from .report import (
-    count_confusion,
-    count_parameters,
-    describe_commit,
-    list_versions,
-    measure_classes,
-)
+from .checkpoint import find_checkpoint, read_checkpoint, write_checkpoint
+from .data import DataSet, Split, split_data
+from .loop import Progress, Training, find_device
+from .models import Exported, build_model, load_weights
+from .processes import Group, join_group
+from .recipe import Recipe
+from .report import describe_commit
+from .run_files import Trained, write_json, write_run
+from .settings import Settings
+from .sources import load_data
+from .tracking import track
 
-__all__ = ["IMAGE_SIZE", "train_run"]
+__all__ = ["list_arguments", "make_model", "open_run", "prepare_data", "reproducible", "train_run"]
 
-IMAGE_SIZE = (24, 24)
-SAMPLES_PER_CLASS = 1
+_log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class _Trained:
-    """What one training holds until it is written."""
-
-    images: Images
-    split: Split
-    tensors: torch.Tensor
-    """(N, 3, 24, 24) float32 in [0, 1], every image of the data set."""
-    model: nn.Module
-    fit: Fit
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+"""Mean and deviation by channel that torchvision's weights were trained with."""
+ELSEWHERE = ("data_root", "download", "most_unreadable")
+"""Of a recipe: where the data come from. What they are is said by their digest."""
 
 
 def train_run(
     out: Path,
     *,
-    dataset: str = "digits",
+    recipe: Recipe | None = None,
     settings: Settings | None = None,
     force: bool = False,
+    resume: bool = False,
+    trackers: str = "",
     progress: Progress | None = None,
 ) -> Run:
-    """Train the CNN and write its run folder, which appears only when it is whole.
+    """Train a network and write its run folder, which appears only when it is whole.
+
+    With `resume` it goes on from the checkpoint that an interrupted training left beside `out`.
+    Of several processes only the first writes; for the others the run is there when this returns.
 
     Raises:
-        StorageError: `out` exists and `force` is false, or cannot be written.
-        RunError: `out` is a folder that is no run; it is never replaced.
-        DataError: no such data set, or the loss stopped being a number.
+        StorageError: `out` exists and `force` is false, is in use, or cannot be written.
+        RunError: `out` is a folder that is no run, which is never replaced; or no checkpoint, or
+            one of another training.
+        DataError: the data cannot be used, or the loss stopped being a number or exploded.
+        UsageError: no such model, setting or device.
     """
-    settings = settings or Settings()
+    recipe, settings = recipe or Recipe(), settings or Settings()
     started = time.perf_counter()
-    _check_replaceable(out)
-    commit = describe_commit(Path())  # now: the files may change while the training goes on
-    with write_folder(out, replace=force) as folder, _reproducible(settings):
-        trained = _train(dataset, settings, progress or (lambda *_: None))
-        _write_config(folder, trained, settings)
-        _write_model(folder, trained)
-        predictions = _predict_test(folder, trained)
-        report = _make_report(trained, predictions, settings)
-        if commit:
-            report["git"] = commit
-        draw_curves(trained.fit, folder / "curves.png")
-        confusion = count_confusion(
-            predictions.argmax(1),
-            trained.images.labels[trained.split.test],
-            len(trained.images.classes),
-        )
-        draw_confusion(confusion, trained.images.classes, folder / "confusion.png")
-        _write_samples(folder, trained, predictions)
-        report["model_bytes"] = (folder / MODEL_NAME).stat().st_size
-        report["seconds"] = round(time.perf_counter() - started, 3)
-        _write_json(folder / REPORT_NAME, report)
+    device = find_device(settings.device)
+    with join_group(device) as group:
+        with open_run(out, force=force) if group.leads else nullcontext() as folder:
+            commit = describe_commit(Path())  # now: the files may change during the training
+            with reproducible(settings):
+                trained = _train(
+                    out,
+                    recipe,
+                    settings,
+                    group=group,
+                    resume=resume,
+                    trackers=trackers,
+                    progress=progress,
+                )
+                if folder is not None:
+                    report = write_run(folder, trained, {"git": commit} if commit else {})
+                    report["processes"] = group.size
+                    report["seconds"] = round(time.perf_counter() - started, 3)
+                    write_json(folder / REPORT_NAME, report)
+        group.add_up(torch.zeros(1))  # nobody goes on before the folder is there
+    find_checkpoint(out).unlink(missing_ok=True)
     return Run.open(out)
+
+
+@contextmanager
+def open_run(out: Path, *, force: bool) -> Iterator[Path]:
+    """Hold the run folder and give the temporary one that will take its place."""
+    _check_replaceable(out)
+    if out.is_dir() and not any(out.iterdir()):
+        out.rmdir()  # somebody made the folder first; that costs nobody a file
+    with hold_path(out):
+        for left in out.parent.glob(f".{out.name}.????????"):  # by a training that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        with write_folder(out, replace=force) as folder:
+            try:
+                yield folder
+            except BaseException:
+                if find_checkpoint(out).is_file():
+                    _log.warning("%s is kept: --resume goes on from it", find_checkpoint(out))
+                raise
 
 
 def _check_replaceable(out: Path) -> None:
@@ -118,12 +126,13 @@ def _check_replaceable(out: Path) -> None:
 
 
 @contextmanager
-def _reproducible(settings: Settings) -> Iterator[None]:
+def reproducible(settings: Settings) -> Iterator[None]:
     """Seed torch and ask it for one order of additions; put its settings back afterwards."""
     before = torch.are_deterministic_algorithms_enabled()
     threads = torch.get_num_threads()
     torch.manual_seed(settings.seed)
-    torch.use_deterministic_algorithms(True)
+    # Warns, not raises: a network with an operator that has no such way still has to train.
+    torch.use_deterministic_algorithms(True, warn_only=True)
     torch.set_num_threads(settings.threads)
     try:
         yield
@@ -132,123 +141,180 @@ def _reproducible(settings: Settings) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _train(dataset: str, settings: Settings, progress: Progress) -> _Trained:
-    images = load_images(dataset)
-    split = split_images(images, seed=settings.seed)
-    transform = make_transform(IMAGE_SIZE)
-    tensors = torch.stack([transform(scan) for scan in images.scans])  # (N, 3, 24, 24)
-    # Channels last: on a CPU an epoch takes 0.75 times as long (three interleaved rounds).
-    model = Exported(CNN(len(images.classes)))
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its stubs
-    tensors = tensors.contiguous(memory_format=torch.channels_last)
-    train, validation = (
-        (tensors[part], images.labels[part]) for part in (split.train, split.validation)
+def prepare_data(recipe: Recipe, *, seed: int) -> tuple[DataSet, Split]:
+    """Load and split what a recipe names; images channels last.
+
+    An epoch then takes 0.75 times as long on a CPU (three interleaved rounds).
+    """
+    data = load_data(
+        recipe.dataset,
+        image_size=recipe.image_size,
+        label=recipe.label or None,
+        data_root=recipe.root,
+        download=recipe.download,
+        most_unreadable=recipe.most_unreadable,
     )
-    fit = train_model(model, train, validation, settings, progress)
-    return _Trained(images, split, tensors, model, fit)
+    if not data.is_table:
+        inputs = data.inputs.contiguous(memory_format=torch.channels_last)
+        data = replace(data, inputs=inputs)
+    return data, split_data(data, seed=seed)
 
 
-def _write_config(folder: Path, trained: _Trained, settings: Settings) -> None:
-    images, split = trained.images, trained.split
-    config = {
-        "dataset": images.name,
-        "data_digest": images.digest,
-        "model": "cnn",
-        "image_size": list(IMAGE_SIZE),
-        **asdict(settings),
-        "images": {part.name: len(getattr(split, part.name)) for part in fields(split)},
+def _train(
+    out: Path,
+    recipe: Recipe,
+    settings: Settings,
+    *,
+    group: Group,
+    resume: bool,
+    trackers: str,
+    progress: Progress | None,
+) -> Trained:
+    data, split = prepare_data(recipe, seed=settings.seed)
+    recipe = replace(recipe, model=recipe.model or ("mlp" if data.is_table else "cnn"))
+    model = make_model(data, split, recipe)
+    train, validation = (
+        (data.inputs[part], data.labels[part]) for part in (split.train, split.validation)
+    )
+    training = Training(
+        model, train, validation, settings, teacher=_load_teacher(recipe, data), group=group
+    )
+    checkpoint = find_checkpoint(out)
+    # What must be the same for a checkpoint to be of this training.
+    facts = {
+        "data_digest": data.digest,
+        **{k: v for k, v in asdict(recipe).items() if k not in ELSEWHERE},
+        **{k: v for k, v in asdict(settings).items() if k not in ("threads", "checkpoint_steps")},
     }
-    _write_json(folder / CONFIG_NAME, config)
-    _write_json(folder / CLASSES_NAME, list(images.classes))
-    lines = [json.dumps(asdict(epoch)) for epoch in trained.fit.epochs]
-    (folder / METRICS_NAME).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    if resume:
+        _resume(training, checkpoint, facts)
+
+    def keep(state: dict[str, Any]) -> None:
+        write_checkpoint(checkpoint, {**state, "facts": facts})
+
+    with track(trackers if group.leads else "", out.parent, facts) as record:
+        fit = training.run(
+            progress or (lambda *_: None),
+            on_checkpoint=keep if group.leads else None,
+            on_epoch=record,
+        )
+    return Trained(data, split, model, fit, recipe, settings)
 
 
-def _write_model(folder: Path, trained: _Trained) -> None:
+def make_model(data: DataSet, split: Split, recipe: Recipe) -> Exported:
+    """Return the network that the recipe names, its normalisation in front."""
+    network = build_model(
+        recipe.model, classes=len(data.classes), input_shape=tuple(data.inputs.shape[1:])
+    )
+    if recipe.weights:
+        fresh = load_weights(network, Path(recipe.weights))
+        if fresh:
+            _log.warning("%s start random: they are for other classes", ", ".join(fresh))
+    if data.is_table:
+        rows = data.inputs[split.train]
+        # A column that never changes has no deviation; it stays 0.
+        model = Exported(network, mean=rows.mean(0), deviation=rows.std(0).clamp(min=1e-6))
+    elif recipe.model.startswith("torchvision:"):
+        mean, deviation = (torch.tensor(values).view(3, 1, 1) for values in IMAGENET)
+        model = Exported(network, mean=mean, deviation=deviation)
+    else:
+        model = Exported(network)
+    if not data.is_table:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its stubs
+    return model
+
+
+def _load_teacher(recipe: Recipe, data: DataSet) -> torch.nn.Module | None:
+    if not recipe.teacher:
+        return None
+    run = Run.open(Path(recipe.teacher))
+    if run.classes != data.classes:
+        raise RunError(
+            f"the teacher {run.path} knows other classes",
+            expected=", ".join(data.classes[:10]),
+            found=", ".join(run.classes[:10]),
+            remedy="pass a run that was trained on the same classes",
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit, TorchServe's own format
-        scripted = torch.jit.script(trained.model.eval())
-        # Into memory first: on a full disk torch's own writer ends the process (std::terminate).
-        buffer = io.BytesIO()
-        torch.jit.save(scripted, buffer)
-    (folder / MODEL_NAME).write_bytes(buffer.getvalue())
-
-
-def _predict_test(folder: Path, trained: _Trained) -> torch.Tensor:
-    """Return the test part's (N, C) probabilities, from the file that will be served."""
-    scans = [trained.images.scans[index] for index in trained.split.test.tolist()]
-    return predict_images(folder / MODEL_NAME, scans, IMAGE_SIZE)
-
-
-def _make_report(
-    trained: _Trained, predictions: torch.Tensor, settings: Settings
-) -> dict[str, Any]:
-    images, split = trained.images, trained.split
-    labels = images.labels[split.test]
-    predicted = predictions.argmax(1)
-    return {
-        "accuracy": (predicted == labels).double().mean().item(),
-        "validation_accuracy": trained.fit.best.validation_accuracy,
-        "train_accuracy": measure(
-            trained.model, (trained.tensors[split.train], images.labels[split.train])
-        )[1],
-        "best_epoch": trained.fit.best.epoch,
-        "classes": measure_classes(
-            count_confusion(predicted, labels, len(images.classes)), images.classes
-        ),
-        "parameters": count_parameters(trained.model),
-        "train_seconds": round(trained.fit.seconds, 3),
-        "seed": settings.seed,
-        "data_digest": images.digest,
-        "threads": torch.get_num_threads(),
-        "versions": list_versions(),
-    }
-
-
-def _write_samples(folder: Path, trained: _Trained, predictions: torch.Tensor) -> None:
-    """Write test scans as PNG, one a class, with the answers the model gave for them."""
-    (folder / SAMPLES_NAME).parent.mkdir()
-    images, test = trained.images, trained.split.test.tolist()
-    seen = dict.fromkeys(range(len(images.classes)), 0)
-    samples = []
-    for row, index in enumerate(test):
-        label = int(images.labels[index])
-        if seen[label] >= SAMPLES_PER_CLASS:
-            continue
-        seen[label] += 1
-        name = f"{images.classes[label]}-{index}.png"
-        images.scans[index].save((folder / SAMPLES_NAME).parent / name)
-        probability, best = predictions[row].max(0)
-        samples.append(
-            {
-                "file": name,
-                "label": images.classes[label],
-                "prediction": images.classes[int(best)],
-                "probability": round(probability.item(), 6),
-            }
+        module: torch.nn.Module = torch.jit.load(str(run.model_path))
+    shape = list(data.columns) if run.is_table else list(data.inputs.shape[2:])
+    own = list(run.columns) if run.is_table else list(run.image_size)
+    if run.is_table != data.is_table or shape != own:
+        raise RunError(
+            f"the teacher {run.path} takes other inputs",
+            expected=str(shape),
+            found=str(own),
+            remedy="train it with the same --height and --width, or columns",
         )
-    samples.sort(key=lambda sample: str(sample["file"]))
-    _write_json(folder / SAMPLES_NAME, samples)
+    return module
 
 
-def _write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+def _resume(training: Training, checkpoint: Path, facts: dict[str, Any]) -> None:
+    state = read_checkpoint(checkpoint)
+    before = state.get("facts", {})
+    other = [
+        f"{name} {before.get(name)!r}, now {value!r}"
+        for name, value in facts.items()
+        if before.get(name) != value
+    ]
+    if other:
+        raise RunError(
+            f"{checkpoint} is of another training",
+            found="; ".join(other[:5]),
+            remedy="resume with the options it was begun with, or train anew",
+        )
+    training.set_state(state)
+
+
+def list_arguments(
+    out: Path,
+    *,
+    recipe: Recipe,
+    settings: Settings,
+    force: bool = False,
+    resume: bool = False,
+) -> list[str]:
+    """Return the command line by which another process trains the same."""
+    arguments = ["--out", str(out)]
+    for value in (recipe, settings):
+        for field in fields(value):
+            option = f"--{field.name.replace('_', '-')}"
+            chosen = getattr(value, field.name)
+            if isinstance(chosen, bool):
+                arguments += [option] if chosen else []
+            elif chosen != field.default:
+                arguments += [f"{option}={chosen}"]
+    return arguments + ["--force"] * force + ["--resume"] * resume
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m marwright.training.train", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="the run folder to write")
+    parser.add_argument("--force", action="store_true", help="replace the run folder")
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint")
+    parser.add_argument("--track", default="", help="tensorboard, mlflow")
+    for field in (*fields(Recipe), *fields(Settings)):
+        option = f"--{field.name.replace('_', '-')}"
+        assert field.default is not MISSING
+        if isinstance(field.default, bool):
+            parser.add_argument(option, action="store_true")
+        else:
+            parser.add_argument(option, type=type(field.default), default=field.default)
+    return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Train from the command line, without the toolkit's."""
-    parser = argparse.ArgumentParser(prog="python -m marwright.training.train", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="the run folder to write")
-    parser.add_argument("--dataset", default="digits")
-    parser.add_argument("--force", action="store_true", help="replace the run folder")
-    for field in fields(Settings):
-        option = f"--{field.name.replace('_', '-')}"
-        parser.add_argument(option, type=type(field.default), default=field.default)
-    options = vars(parser.parse_args(argv))
+    options = vars(_make_parser().parse_args(argv))
     try:
-        settings = Settings(**{field.name: options[field.name] for field in fields(Settings)})
         run = train_run(
-            options["out"], dataset=options["dataset"], settings=settings, force=options["force"]
+            options["out"],
+            recipe=Recipe(**{field.name: options[field.name] for field in fields(Recipe)}),
+            settings=Settings(**{field.name: options[field.name] for field in fields(Settings)}),
+            force=options["force"],
+            resume=options["resume"],
+            trackers=options["track"],
         )
     except MarwrightError as exc:
         sys.stderr.write(f"error: {exc}\n")

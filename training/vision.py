@@ -39,6 +39,8 @@ if not has_native_operators():
         if not hasattr(torch.ops.torchvision, _name):
             library.define(f"torchvision::{_name}", _schema)
 
-from torchvision.transforms import v2 as transforms  # noqa: E402 - the schemas have to come first
+# The schemas have to come first.
+from torchvision import datasets, models  # noqa: E402
+from torchvision.transforms import v2 as transforms  # noqa: E402
 
-__all__ = ["has_native_operators", "transforms"]
+__all__ = ["datasets", "has_native_operators", "models", "transforms"]

@@ -22,9 +22,10 @@ from PIL import Image
 
 from marwright.archive import Run, Spec, pack_run, pack_spec
 from marwright.errors import MarwrightError
-from marwright.training.data import load_images, make_transform, split_images
-from marwright.training.loop import Settings
+from marwright.training.data import scale, split_data
 from marwright.training.predict import predict_images
+from marwright.training.settings import Settings
+from marwright.training.sources import load_data
 from marwright.training.train import train_run
 
 __all__ = [
@@ -114,7 +115,9 @@ def make_picture(
     run: Run, folder: Path, name: str, *, size: tuple[int, int], noise: float
 ) -> Picture:
     """Draw a scanned 3 as a photo would show it: smooth, coloured, with a sensor's noise."""
-    scan = load_images("digits").scans[3].convert("RGB")
+    digits = load_data("digits")
+    assert digits.open_sample is not None  # they are images
+    scan = digits.open_sample(3).convert("RGB")
     smooth = np.asarray(scan.resize(size, Image.Resampling.BICUBIC), dtype=np.float64)
     colours = 20 + smooth * (0.8, 0.72, 0.64)
     colours += np.random.default_rng(0).normal(0, noise, colours.shape)
@@ -170,11 +173,10 @@ def pack_onnx(materials: Materials, out: Path, venv: Path, form: str) -> None:
 
 def export_onnx(run: Run, folder: Path, venv: Path) -> dict[str, float]:
     """Write float32.onnx and int8.onnx; return each form's accuracy on the test split."""
-    images = load_images("digits")
-    split = split_images(images, seed=SETTINGS.seed)
-    transform = make_transform(run.image_size)
+    images = load_data("digits", image_size=run.image_size)
+    split = split_data(images, seed=SETTINGS.seed)
     arrays = {
-        name: np.stack([np.ascontiguousarray(transform(images.scans[i])) for i in part.tolist()])
+        name: scale(images.inputs[part]).contiguous().numpy()
         for name, part in (("calibration", split.train[:CALIBRATION]), ("test", split.test))
     }
     data = folder / "onnx.npz"

@@ -5,6 +5,7 @@ MarwrightError                  every error a user can cause; exit status 1
 ├── StorageError                a file or folder cannot be written or read: disk, permissions
 ├── DataError                   a data set cannot be used
 ├── RunError                    a run folder is missing or broken
+├── ExportError                 a network cannot be written in some form, or not to the same answers
 ├── ArchiveError                an archive is missing or broken
 │   └── HandlerError            a handler that no worker could load
 ├── ServerError                 the server process
@@ -36,6 +37,7 @@ __all__ = [
     "ConflictError",
     "ConnectionFailedError",
     "DataError",
+    "ExportError",
     "HandlerError",
     "InputRejectedError",
     "JavaError",
@@ -114,6 +116,10 @@ class DataError(MarwrightError, ValueError):
 
 class RunError(MarwrightError, ValueError):
     """A run folder is missing or broken."""
+
+
+class ExportError(MarwrightError, ValueError):
+    """A network cannot be written in some form, or answers differently once it is."""
 
 
 class ArchiveError(MarwrightError, ValueError):

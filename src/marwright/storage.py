@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import tempfile
@@ -12,7 +13,7 @@ from typing import IO
 
 from marwright.errors import MarwrightError, StorageError
 
-__all__ = ["translate_os_errors", "write_file", "write_folder"]
+__all__ = ["hold_path", "translate_os_errors", "write_file", "write_folder"]
 
 
 @contextlib.contextmanager
@@ -92,6 +93,48 @@ def write_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
+
+
+@contextlib.contextmanager
+def hold_path(path: Path) -> Iterator[None]:
+    """Keep a file or folder for this process while the block runs; it need not exist yet.
+
+    The kernel lets go of the lock with the process, however that ends.
+
+    Raises:
+        StorageError: another process holds it.
+    """
+    lock = path.with_name(f".{path.name}.lock")
+    with translate_os_errors(f"write {path}"):
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        stream = _lock(lock, path)
+    with stream:
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def _lock(lock: Path, path: Path) -> IO[bytes]:
+    """Return the lock's file, held, with this process's number in it."""
+    with contextlib.ExitStack() as stack:
+        stream = stack.enter_context(lock.open("a+b", buffering=0))
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as exc:
+            stream.seek(0)
+            raise StorageError(
+                f"{path} is in use",
+                found=f"process {stream.read().decode() or 'unknown'} writes it",
+                remedy="wait until that has ended, or choose another folder",
+            ) from exc
+        # Whoever held it may have removed the file between our two calls.
+        if not lock.exists() or not os.path.samestat(os.fstat(stream.fileno()), lock.stat()):
+            return _lock(lock, path)
+        stream.truncate(0)
+        stream.write(str(os.getpid()).encode())
+        stack.pop_all()
+        return stream
 
 
 def _read_umask() -> int:

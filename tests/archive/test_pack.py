@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -12,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from marwright.archive import Packed, Run, Spec, pack_run, pack_spec
 from marwright.archive.manifest import MANIFEST_NAME
 from marwright.archive.reader import read_manifest
-from marwright.errors import ArchiveError, StorageError, UsageError
+from marwright.errors import ArchiveError, RunError, StorageError, UsageError
 
 HANDLER = "def handle(data, context): ...\n"
 
@@ -303,3 +306,57 @@ def test_an_archive_is_readable_by_whom_the_umask_allows(
     with umask(0o027):
         packed = pack_small(tmp_path, run)
     assert packed.path.stat().st_mode & 0o777 == 0o640
+
+
+@pytest.fixture(scope="module")
+def optimised(tmp_path_factory: pytest.TempPathFactory, run: Run) -> Run:
+    """The run with an ONNX file that optimising chose; tests leave it as it is."""
+    from marwright.training.forms import export_model
+    from marwright.training.network import load_network
+
+    folder = Path(shutil.copytree(run.path, tmp_path_factory.mktemp("runs") / "run"))
+    (folder / "optimised").mkdir()
+    path = folder / "optimised/small.onnx"
+    export_model(load_network(run), "onnx", path, torch.zeros(2, 3, *run.image_size))
+    note = {"variant": "small", "file": "small.onnx", "backend": "onnx"}
+    (folder / "optimised/chosen.json").write_text(json.dumps(note), encoding="utf-8")
+    return Run.open(folder)
+
+
+def test_the_chosen_file_is_packed_and_answers_in_the_preflight(
+    tmp_path: Path, optimised: Run
+) -> None:
+    packed = pack_run(optimised, out=tmp_path, optimised=True)
+    members = read_members(packed.path)
+    assert members["small.onnx"] == (optimised.path / "optimised/small.onnx").read_bytes()
+    assert "model.pt" not in members
+    assert packed.figures["load_seconds"] > 0
+    assert not packed.findings
+
+
+def test_as_trained_the_own_model_of_the_run_is_packed(
+    tmp_path: Path, optimised: Run, packed: Packed
+) -> None:
+    own = pack_run(optimised, out=tmp_path / "own", preflight=None)
+    assert own.sha256 == packed.sha256
+    assert "model.pt" in read_members(own.path)
+
+
+def test_a_chosen_file_that_is_gone_is_told_and_leaves_no_archive(
+    tmp_path: Path, optimised: Run
+) -> None:
+    folder = Path(shutil.copytree(optimised.path, tmp_path / "run"))
+    (folder / "optimised/small.onnx").unlink()
+    with pytest.raises(RunError, match=r"small\.onnx is missing.*pack --as-trained"):
+        pack_run(Run.open(folder), out=tmp_path / "store", optimised=True)
+    assert not (tmp_path / "store").exists()
+    pack_run(Run.open(folder), out=tmp_path / "store", preflight=None)
+
+
+def test_a_chosen_file_that_is_broken_leaves_no_archive(tmp_path: Path, optimised: Run) -> None:
+    folder = Path(shutil.copytree(optimised.path, tmp_path / "run"))
+    content = (folder / "optimised/small.onnx").read_bytes()
+    (folder / "optimised/small.onnx").write_bytes(content[: len(content) // 2])
+    with pytest.raises(ArchiveError):
+        pack_run(Run.open(folder), out=tmp_path / "store", optimised=True)
+    assert not (tmp_path / "store").exists()

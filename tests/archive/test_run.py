@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from marwright.archive import Run
+from marwright.archive.run import Choice
 from marwright.errors import RunError, StorageError
 
 FILES = ("config.json", "model.pt", "classes.json", "report.json", "samples/samples.json")
@@ -106,3 +107,69 @@ def test_a_run_folder_called_samples_is_like_any_other(folder: Path) -> None:
     (renamed / "config.json").unlink()
     with pytest.raises(RunError, match=r"found config\.json is missing"):
         Run.open(renamed)
+
+
+def test_a_run_of_a_table_has_columns_and_no_image_size(folder: Path) -> None:
+    (folder / "config.json").write_text(json.dumps({"columns": ["length", "depth"]}))
+    run = Run.open(folder)
+    assert run.is_table
+    assert run.columns == ("length", "depth")
+
+
+def test_a_run_of_images_has_no_columns(run: Run) -> None:
+    assert not run.is_table
+    assert run.columns == ()
+    assert run.weights_path.is_file()
+
+
+@pytest.mark.parametrize("columns", [None, [], "length", [1, 2], ["length", None]])
+def test_columns_that_are_no_names_are_refused(folder: Path, columns: object) -> None:
+    (folder / "config.json").write_text(json.dumps({"columns": columns}))
+    with pytest.raises(RunError, match=r"config\.json has"):
+        Run.open(folder)
+
+
+def choose(folder: Path, note: object) -> Run:
+    """Write what optimising chose, and a file for it."""
+    (folder / "optimised").mkdir()
+    (folder / "optimised/pruned.onnx").write_bytes(b"onnx")
+    text = note if isinstance(note, str) else json.dumps(note)
+    (folder / "optimised/chosen.json").write_text(text)
+    return Run.open(folder)
+
+
+NOTE = {"variant": "pruned", "file": "pruned.onnx", "backend": "onnx"}
+
+
+def test_where_nothing_was_chosen_there_is_no_choice(run: Run) -> None:
+    assert run.read_choice() is None
+
+
+def test_a_choice_is_read(folder: Path) -> None:
+    choice = choose(folder, NOTE).read_choice()
+    assert choice == Choice("pruned", folder / "optimised/pruned.onnx", "onnx")
+
+
+def test_a_chosen_file_that_is_gone_is_named(folder: Path) -> None:
+    run = choose(folder, NOTE)
+    (folder / "optimised/pruned.onnx").unlink()
+    with pytest.raises(RunError, match=r"pruned\.onnx is missing; run marwright optimize again"):
+        run.read_choice()
+
+
+@pytest.mark.parametrize(
+    "note",
+    [
+        "",
+        "{",
+        "[]",
+        {},
+        {**NOTE, "backend": None},
+        {**NOTE, "file": 5},
+        {**NOTE, "file": "../model.pt"},
+        {**NOTE, "file": ""},
+    ],
+)
+def test_a_broken_note_of_the_choice_is_refused(folder: Path, note: object) -> None:
+    with pytest.raises(RunError, match=r"what was chosen for .* cannot be used"):
+        choose(folder, note).read_choice()

@@ -5,22 +5,30 @@ import torch
 from PIL import Image
 
 from marwright.archive import Run
-from marwright.training.data import load_images, make_transform
-from marwright.training.predict import predict_images
+from marwright.training.data import make_transform, scale
+from marwright.training.predict import predict_images, predict_inputs
+from marwright.training.sources import load_data
+
+
+def open_scans(count: int) -> list[Image.Image]:
+    data = load_data("digits")
+    assert data.open_sample is not None
+    return [data.open_sample(index) for index in range(count)]
 
 
 def test_probabilities_are_those_of_the_model_itself(run: Run) -> None:
-    scans = load_images("digits").scans[:20]
+    scans = open_scans(20)
     found = predict_images(run.model_path, scans, run.image_size)
     model = torch.jit.load(str(run.model_path)).eval()
     with torch.inference_mode():
         pixels = torch.stack([make_transform(run.image_size)(scan) for scan in scans])
-        expected = model(pixels).softmax(1)
+        expected = model(scale(pixels)).softmax(1)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    assert torch.equal(predict_inputs(run.model_path, load_data("digits").inputs[:20]), found)
 
 
 def test_each_row_is_a_distribution_over_the_classes(run: Run) -> None:
-    scans = load_images("digits").scans[:300]  # more than one batch
+    scans = open_scans(300)  # more than one batch
     found = predict_images(run.model_path, scans, run.image_size)
     assert found.shape == (300, len(run.classes))
     assert found.dtype == torch.float32

@@ -8,13 +8,13 @@ import pytest
 import torch
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-from marwright.training.loop import Settings
 from marwright.training.report import (
     count_confusion,
     describe_commit,
     list_versions,
     measure_classes,
 )
+from marwright.training.settings import Settings
 from marwright.training.train import train_run
 
 

@@ -25,7 +25,7 @@ from marwright.archive.draft import Draft
 from marwright.archive.handler import find_ours
 from marwright.archive.member import Member, Stretch
 from marwright.archive.provenance import make_provenance
-from marwright.archive.run import CLASSES_NAME, Run
+from marwright.archive.run import CLASSES_NAME, Choice, Run
 from marwright.archive.settings import ModelSettings
 from marwright.archive.spec import Spec
 from marwright.archive.writer import suffix_of, write_archive
@@ -38,6 +38,9 @@ _log = logging.getLogger(__name__)
 
 CLASSIFIER = "image_classifier"
 """Our handler that answers labels with probabilities, as a run's samples record them."""
+TENSOR = "tensor"
+"""Our handler of arrays, such as the rows of a table."""
+SAMPLE_TYPES = {".png": "image/png", ".json": "application/json"}
 PROBABILITIES = {
     "type": "object",
     "additionalProperties": {"type": "number", "minimum": 0, "maximum": 1},
@@ -99,25 +102,29 @@ def pack_run(
     out: Path,
     name: str = "cnn",
     version: str = "1.0",
-    handler: str = "image_classifier",
+    handler: str | None = None,
     settings: Mapping[str, Any] | None = None,
+    optimised: bool = False,
     force: bool = False,
     preflight: Preflight | None = Preflight(),
 ) -> Packed:
     """Pack a run's model with its classes, samples and a handler.
 
-    `out` is the store folder, or the `.mar` file itself. `settings` override ModelSettings. See
-    pack_spec for what is raised.
+    The handler is image_classifier, or tensor for a table, where none is named. With `optimised`
+    the file that optimising chose is packed, where it did. `out` is the store folder, or the
+    `.mar` file itself. `settings` override ModelSettings. See pack_spec for what is raised.
     """
     values = dict(settings or {})
     own = values.get("handler") or {}
     if isinstance(own, Mapping):  # else ModelSettings says what is wrong with it
-        values["handler"] = {"image_size": list(run.image_size), **own}
+        values["handler"] = {**_describe_inputs(run), **own}
+    choice = run.read_choice() if optimised else None
     spec = _make_spec(
         run,
+        choice,
         name=name,
         version=version,
-        handler=handler,
+        handler=handler or (TENSOR if run.is_table else CLASSIFIER),
         settings=ModelSettings.create(values, source="the model's settings"),
     )
     from marwright.archive.description import describe  # 0.1 s that only a pack needs
@@ -134,8 +141,18 @@ def pack_run(
     return pack_draft(draft, out=out, force=force, preflight=preflight)
 
 
-def _make_spec(run: Run, **values: Any) -> Spec:
-    """Return the spec that a run amounts to."""
+def _describe_inputs(run: Run) -> dict[str, Any]:
+    """Return the handler's settings that say what the run's model takes."""
+    if not run.is_table:
+        return {"image_size": list(run.image_size)}
+    return {"inputs": [{"name": "inputs", "shape": [len(run.columns)], "datatype": "FP32"}]}
+
+
+def _make_spec(run: Run, choice: Choice | None, **values: Any) -> Spec:
+    """Return the spec that a run amounts to, with what was chosen in place of the trained model."""
+    if choice is not None:
+        values["backend"] = choice.backend
+        values["files"] = [str(path) for path in choice.companions]
     is_ours = values["handler"] == CLASSIFIER
     if is_ours:  # another handler may take and answer something else
         values["input"] = {"content_types": ["image/png", "image/jpeg", "image/webp"]}
@@ -143,8 +160,10 @@ def _make_spec(run: Run, **values: Any) -> Spec:
     samples = [
         {
             "file": str(sample.path),
-            "content_type": "image/png",
-            "answer": {sample.prediction: sample.probability} if is_ours else None,
+            "content_type": SAMPLE_TYPES[sample.path.suffix],
+            "answer": {sample.prediction: sample.probability}
+            if is_ours and choice is None  # an optimised one may be a little less or more sure
+            else None,
         }
         for sample in run.samples
     ]
@@ -152,7 +171,10 @@ def _make_spec(run: Run, **values: Any) -> Spec:
         digest = run.config.get("data_digest")
         values["dataset"] = {"name": run.config["dataset"], "digest": digest}
     return Spec.create(
-        model=str(run.model_path), labels=str(run.path / CLASSES_NAME), samples=samples, **values
+        model=str(choice.path if choice else run.model_path),
+        labels=str(run.path / CLASSES_NAME),
+        samples=samples,
+        **values,
     )
 
 

@@ -23,8 +23,9 @@ __all__ = ["make_provenance", "Provenance", "PROVENANCE_NAME", "Source"]
 
 FORMAT = 1
 
-# How long a training took is a fact of its machine: trainings of one seed differ in nothing else.
-_MEASURED = {"seconds", "train_seconds"}
+# How long a training took, and where its files lay, are facts of its machine: trainings of one seed
+# differ in nothing else.
+_OF_THE_MACHINE = {"data_root", "items_per_second", "seconds", "train_seconds", "unreadable"}
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def _find_source(spec_path: Path, sources: Sequence[Path]) -> Source | None:
 
 def _describe_training(parts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
     training = {
-        name: {key: value for key, value in part.items() if key not in _MEASURED}
+        name: {key: value for key, value in part.items() if key not in _OF_THE_MACHINE}
         for name, part in parts.items()
     }
     try:

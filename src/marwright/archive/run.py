@@ -11,6 +11,8 @@ from marwright.errors import RunError
 from marwright.storage import translate_os_errors
 
 __all__ = [
+    "Choice",
+    "CHOSEN_NAME",
     "CLASSES_NAME",
     "CONFIG_NAME",
     "METRICS_NAME",
@@ -19,11 +21,16 @@ __all__ = [
     "Run",
     "Sample",
     "SAMPLES_NAME",
+    "WEIGHTS_NAME",
 ]
 
 CONFIG_NAME = "config.json"
 METRICS_NAME = "metrics.jsonl"
 MODEL_NAME = "model.pt"
+WEIGHTS_NAME = "weights.pt"
+"""The state dict of what model.pt is made of: what optimising and further training start from."""
+CHOSEN_NAME = "optimised/chosen.json"
+"""Which optimised variant `marwright pack` takes."""
 CLASSES_NAME = "classes.json"
 REPORT_NAME = "report.json"
 SAMPLES_NAME = "samples/samples.json"
@@ -43,6 +50,22 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """The variant that optimising a run chose."""
+
+    name: str
+    path: Path
+    backend: str
+    """As handlers/backend.py names it."""
+
+    @property
+    def companions(self) -> tuple[Path, ...]:
+        """Files that it is loaded with: OpenVINO's weights."""
+        weights = self.path.with_suffix(".bin")
+        return (weights,) if self.backend == "openvino" and weights.is_file() else ()
+
+
+@dataclass(frozen=True)
 class Run:
     """A whole run folder, checked when opened."""
 
@@ -58,10 +81,49 @@ class Run:
         return self.path / MODEL_NAME
 
     @property
+    def is_table(self) -> bool:
+        """Whether the model takes rows of numbers instead of images."""
+        return "columns" in self.config
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The features of a table in order; empty for images."""
+        return tuple(self.config.get("columns", ()))
+
+    @property
     def image_size(self) -> tuple[int, int]:
         """(height, width) in pixels that the model takes."""
         height, width = self.config["image_size"]
         return int(height), int(width)
+
+    @property
+    def weights_path(self) -> Path:
+        """The state dict."""
+        return self.path / WEIGHTS_NAME
+
+    def read_choice(self) -> Choice | None:
+        """Return what optimising chose; None where nothing was.
+
+        Raises:
+            RunError: the note of it is broken, or the file it names is gone.
+        """
+        if not (self.path / CHOSEN_NAME).exists():
+            return None
+        problems: list[str] = []
+        chosen = _read_json(self.path, CHOSEN_NAME, dict, problems) or {}
+        values = (chosen.get(key) for key in ("variant", "file", "backend"))
+        name, file, backend = (value if isinstance(value, str) else "" for value in values)
+        if not (name and file and backend):
+            problems.append(f"{CHOSEN_NAME} names no variant, file and backend")
+        elif Path(file).name != file or not ((self.path / CHOSEN_NAME).parent / file).is_file():
+            problems.append(f"{file} is missing")
+        if problems:
+            raise RunError(
+                f"what was chosen for {self.path} cannot be used",
+                found="; ".join(problems),
+                remedy="run marwright optimize again, or pack --as-trained",
+            )
+        return Choice(name, (self.path / CHOSEN_NAME).parent / file, backend)
 
     @classmethod
     def open(cls, path: Path) -> Run:
@@ -124,6 +186,9 @@ def _read_json(folder: Path, name: str, kind: type, problems: list[str]) -> Any:
 
 
 def _check_config(config: dict[str, Any]) -> list[str]:
+    columns = config.get("columns")
+    if isinstance(columns, list) and columns and all(isinstance(name, str) for name in columns):
+        return []
     size = config.get("image_size")
     if isinstance(size, list) and len(size) == 2 and all(type(n) is int and n > 0 for n in size):
         return []

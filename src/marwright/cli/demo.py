@@ -132,7 +132,7 @@ def run_demo(
 
 
 def _train(out: Path) -> dict[str, Run]:
-    from marwright.training.loop import Settings
+    from marwright.training.settings import Settings
 
     return {
         version: train_with_bar(
@@ -144,12 +144,14 @@ def _train(out: Path) -> dict[str, Run]:
 
 def _load_test_scans(run: Run) -> tuple[list[Image], tuple[str, ...]]:
     """Return the test part that this run did not learn from, with its true labels."""
-    from marwright.training.data import load_images, split_images
+    from marwright.training.data import split_data
+    from marwright.training.sources import load_data
 
-    images = load_images(run.config["dataset"])
-    test = split_images(images, seed=run.config["seed"]).test.tolist()
-    labels = tuple(images.classes[int(images.labels[index])] for index in test)
-    return [images.scans[index] for index in test], labels
+    data = load_data(run.config["dataset"])
+    assert data.open_sample is not None  # digits are images
+    test = split_data(data, seed=run.config["seed"]).test.tolist()
+    labels = tuple(data.classes[int(data.labels[index])] for index in test)
+    return [data.open_sample(index) for index in test], labels
 
 
 def _predict_here(run: Run, scans: list[Image]) -> Expected:

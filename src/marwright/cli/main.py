@@ -17,9 +17,11 @@ from marwright.cli import (
     demo,
     diff,
     doctor,
+    export,
     extract,
     inspect,
     models,
+    optimize,
     pack,
     predict,
     repack,
@@ -66,6 +68,8 @@ def _root(
 
 app.command("demo")(demo.run_demo)
 app.command("train")(train.train)
+app.command("optimize")(optimize.optimize)
+app.command("export")(export.export)
 app.command("pack", cls=pack.PackCommand)(pack.pack)
 app.command("serve")(serve.serve)
 app.command("predict")(predict.predict)

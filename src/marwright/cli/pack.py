@@ -97,6 +97,12 @@ def pack(
         str | None, typer.Option("--config-file", "-c", help="A model-config.yaml.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", "-f", help="Replace the archive.")] = False,
+    as_trained: Annotated[
+        bool,
+        typer.Option(
+            "--as-trained", help="A run's own model, not the one that `marwright optimize` chose."
+        ),
+    ] = False,
     preflight: Trial = True,
     sample: Samples = None,
     timeout: TrialSeconds = 120.0,
@@ -126,6 +132,7 @@ def pack(
             version=version,
             handler=handler,
             config_file=config_file,
+            as_trained=as_trained,
             out=export_path,
             force=force,
             preflight=trial,
@@ -173,6 +180,7 @@ def _pack_source(
     version: str | None,
     handler: str | None,
     config_file: str | None,
+    as_trained: bool,
     out: Path | None,
     force: bool,
     preflight: Preflight | None,
@@ -199,7 +207,8 @@ def _pack_source(
         out=out,
         name=name or "cnn",
         version=version or "1.0",
-        handler=handler or "image_classifier",
+        handler=handler,
+        optimised=not as_trained,
         settings=settings.model_dump(exclude_none=True) if settings else None,
         force=force,
         preflight=preflight,

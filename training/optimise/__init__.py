@@ -1,0 +1,1 @@
+"""Optimising a trained network: variants of it, built, measured, compared, and one chosen."""
