@@ -95,6 +95,7 @@ setup(
         "marwright.handlers",
         "marwright.server",
         "marwright.training",
+        "marwright.training.federated",
         "marwright.training.optimise",
     ],
     package_data={"marwright": ["py.typed"], "marwright.server": ["log4j2.xml", "metrics.yaml"]},

@@ -1,4 +1,4 @@
-"""What docs/training.md and optimising.md show is what the program takes."""
+"""What docs/training.md, optimising.md and federated.md show is what the program takes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from marwright.training.optimise.export import FORMS
 from marwright.training.optimise.variant import read_plan
 from marwright.training.settings import CHOICES
 
-PAGES = ("docs/training.md", "docs/optimising.md")
+PAGES = ("docs/training.md", "docs/optimising.md", "docs/federated.md")
 
 
 def list_commands(page: Path) -> Iterator[list[str]]:

@@ -19,6 +19,7 @@ from marwright.cli import (
     doctor,
     export,
     extract,
+    federate,
     inspect,
     models,
     optimize,
@@ -68,6 +69,7 @@ def _root(
 
 app.command("demo")(demo.run_demo)
 app.command("train")(train.train)
+app.command("federate")(federate.federate)
 app.command("optimize")(optimize.optimize)
 app.command("export")(export.export)
 app.command("pack", cls=pack.PackCommand)(pack.pack)
