@@ -9,6 +9,9 @@ from torch.nn import functional
 
 __all__ = ["Bin", "compute_ece", "count_bins", "fit_temperature"]
 
+FEWEST_ITEMS = 100
+"""To fit the temperature on."""
+
 
 @dataclass(frozen=True)
 class Bin:
@@ -52,8 +55,11 @@ def fit_temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
     """Return what (N, classes) logits are to be divided by for the lowest cross entropy.
 
     Guo, Pleiss, Sun and Weinberger 2017. It changes no prediction. Between 0.05 and 20: where all
-    answers are right, the best temperature would be 0.
+    answers are right, the best temperature would be 0. With fewer than 100 items 1: fitted on 9, it
+    made the error of calibration four times as large.
     """
+    if len(labels) < FEWEST_ITEMS:
+        return 1.0
     logits = logits.double()
     scale = torch.zeros((), dtype=torch.float64, requires_grad=True)  # its logarithm
     optimizer = torch.optim.LBFGS([scale], lr=0.5, max_iter=100, line_search_fn="strong_wolfe")

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from marwright.archive.run import CONFIG_NAME, REPORT_NAME, Run
-from marwright.errors import MarwrightError, RunError
+from marwright.errors import MarwrightError, RunError, StorageError
 from marwright.storage import hold_path, write_folder
 
 from .checkpoint import find_checkpoint, read_checkpoint, write_checkpoint
@@ -106,8 +106,10 @@ def open_run(out: Path, *, force: bool) -> Iterator[Path]:
         with write_folder(out, replace=force) as folder:
             try:
                 yield folder
-            except BaseException:
-                if find_checkpoint(out).is_file():
+            except BaseException as exc:
+                # An error of the user's would be met again.
+                foreign = not isinstance(exc, MarwrightError) or isinstance(exc, StorageError)
+                if foreign and find_checkpoint(out).is_file():
                     _log.warning("%s is kept: --resume goes on from it", find_checkpoint(out))
                 raise
 
@@ -188,6 +190,8 @@ def _train(
     }
     if resume:
         _resume(training, checkpoint, facts)
+    elif group.leads and checkpoint.is_file():
+        _log.warning("%s is not used: --resume would go on from it", checkpoint)
 
     def keep(state: dict[str, Any]) -> None:
         write_checkpoint(checkpoint, {**state, "facts": facts})
@@ -265,6 +269,7 @@ def _resume(training: Training, checkpoint: Path, facts: dict[str, Any]) -> None
             remedy="resume with the options it was begun with, or train anew",
         )
     training.set_state(state)
+    _log.warning("goes on in epoch %d, step %d", len(training.epochs) + 1, training.step + 1)
 
 
 def list_arguments(

@@ -41,6 +41,7 @@ def test_tensorflow_that_is_not_installed_is_told_with_the_command(
         answer = marwright("export", copy, "--to", "savedmodel")
         assert answer.returncode == 2
         assert "pip install 'marwright[tf]'" in answer.stderr
+        assert not (copy / "exported").exists()
     else:
         pytest.skip("TensorFlow is installed")
 

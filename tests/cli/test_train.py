@@ -67,7 +67,7 @@ def test_a_folder_of_photos_is_trained_and_packed(marwright: Command, tmp_path: 
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert told["run"] == "runs/folder-photos"
-    assert "2 files could not be read and were left out" in done.stderr
+    assert "left out as unreadable: 2" in done.stderr
     for name in ("dark/broken.jpg", "light/empty.jpg"):
         assert name in done.stderr
         assert sum(name in line for line in told["unreadable"]) == 1

@@ -61,11 +61,11 @@ def test_a_temperature_lowers_the_error_of_answers_that_are_too_sure() -> None:
 
 
 def test_the_temperature_stays_within_bounds_whatever_the_answers() -> None:
-    labels = torch.arange(8) % 2
+    labels = torch.arange(100) % 2
     right = functional.one_hot(labels).float()
     assert 0.05 <= fit_temperature(right, labels) < 0.06
     assert fit_temperature(1 - right, labels) == 20.0
-    assert fit_temperature(torch.full((8, 2), torch.nan), labels) == 1.0
+    assert fit_temperature(torch.full((100, 2), torch.nan), labels) == 1.0
 
 
 def test_it_is_found_for_what_inference_gave() -> None:
@@ -74,3 +74,8 @@ def test_it_is_found_for_what_inference_gave() -> None:
         given = logits * 1
     with torch.no_grad():
         assert 0.5 < fit_temperature(given, labels) < 2
+
+
+def test_too_few_items_fit_no_temperature() -> None:
+    logits, labels = torch.randn(99, 3) * 9, torch.zeros(99, dtype=torch.int64)
+    assert fit_temperature(logits, labels) == 1.0

@@ -63,6 +63,7 @@ def test_tensorboard_gets_every_epoch(tmp_path: Path) -> None:
     assert (scalar.step, scalar.value) == (1, pytest.approx(0.9))
 
 
+@pytest.mark.filterwarnings("ignore")  # what MLflow's own libraries tell of one another
 def test_mlflow_gets_parameters_and_every_epoch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

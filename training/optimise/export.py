@@ -61,7 +61,6 @@ def export_run(
     if path.exists() and not force:
         raise StorageError(f"{path} exists", remedy="pass another --out, or --force to replace it")
     prepared = prepare_run(run, data_root=data_root)
-    path.parent.mkdir(parents=True, exist_ok=True)
     _write(prepared, form, path)
     try:
         return _check(prepared, form, path)

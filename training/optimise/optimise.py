@@ -21,6 +21,7 @@ from marwright.archive.run import CHOSEN_NAME, Run
 from marwright.errors import MarwrightError, RunError
 from marwright.storage import hold_path, translate_os_errors, write_file
 
+from ..calibration import fit_temperature
 from ..data import DataSet, Split, scale
 from ..forms import SUFFIXES
 from ..loop import compute_logits, measure, train_model
@@ -208,6 +209,9 @@ class _Work:
         )
         torch.manual_seed(settings.seed)
         train_model(model, train, validation, settings, teacher=teacher)
+        if isinstance(model, Exported):  # else torch.fx's, in which the temperature is a constant
+            logits = compute_logits(model, validation[0])
+            model.temperature.mul_(fit_temperature(logits, validation[1]))
 
     def try_baseline(self, variant: Variant) -> Result:
         """Return the untimed result of the network as it was trained, run eagerly."""

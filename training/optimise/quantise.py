@@ -296,8 +296,11 @@ def _read_input(source: Path) -> str:
 
 
 def _make_reader(base: type, name: str, calibration: torch.Tensor) -> Any:
-    """Return a reader that gives one batch a call, then None, as onnxruntime asks for them."""
-    batches = iter(calibration.split(CALIBRATION_BATCH))
+    """Return a reader that gives one item a call, then None, as onnxruntime asks for them.
+
+    Its percentiles cannot be taken over batches of unlike sizes, such as a last smaller one.
+    """
+    batches = iter(calibration.split(1))
 
     class Reader(base):  # type: ignore[misc]  # onnxruntime is untyped
         def get_next(self) -> dict[str, Any] | None:

@@ -13,7 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -129,9 +129,17 @@ def pack_run(
     )
     from marwright.archive.description import describe  # 0.1 s that only a pack needs
 
+    draft = Draft.from_spec(spec, Path())
+    if choice is not None:
+        optimised_to = {"variant": choice.name, "why": choice.why}
+        run = replace(run, report={**run.report, "optimised": optimised_to})
+        note = (
+            f"packing {choice.name}, which marwright optimize chose; --as-trained packs the other"
+        )
+        draft = replace(draft, notes=(*draft.notes, note))
     model = run.config.get("model")
     draft = describe(
-        Draft.from_spec(spec, Path()),
+        draft,
         spec,
         report=run.report,
         provenance=make_provenance(run=run),

@@ -57,6 +57,8 @@ class Choice:
     path: Path
     backend: str
     """As handlers/backend.py names it."""
+    why: str = ""
+    """The line that told of the choice."""
 
     @property
     def companions(self) -> tuple[Path, ...]:
@@ -123,7 +125,8 @@ class Run:
                 found="; ".join(problems),
                 remedy="run marwright optimize again, or pack --as-trained",
             )
-        return Choice(name, (self.path / CHOSEN_NAME).parent / file, backend)
+        path = (self.path / CHOSEN_NAME).parent / file
+        return Choice(name, path, backend, str(chosen.get("why", "")))
 
     @classmethod
     def open(cls, path: Path) -> Run:

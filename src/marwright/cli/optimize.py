@@ -98,6 +98,9 @@ def optimize(
         headers, rows = list_rows(result.report)
         shown = len(headers) if explain else -1  # the verdicts come last
         print_table(headers[:shown], [row[:shown] for row in rows])
+        for entry in result.report["results"]:
+            if entry["failure"]:
+                say(f"{entry['variant']['name']}: {entry['failure']}")
         print_section("", ["chosen"], [[result.decision.line]])
         for note in result.report["notes"]:
             say(note)

@@ -36,7 +36,7 @@ def run(
         bool, typer.Option("--batch", help="All inputs in one batch, not one after the other.")
     ] = False,
     content_type: Annotated[
-        str | None, typer.Option(help="Of every input, such as application/json.")
+        str | None, typer.Option(help="Of every input; application/json for .json if not given.")
     ] = None,
     explain: Annotated[
         bool, typer.Option("--explain", help="As /explanations does: why, instead of what.")
@@ -66,7 +66,7 @@ def run(
     job = _Job(
         inputs=tuple(inputs),
         batch=batch,
-        content_type=content_type,
+        content_type=content_type or _guess_type(inputs),
         explain=explain,
         handler=handler,
         profile=profile,
@@ -265,6 +265,11 @@ def _describe(path: Path, answer: Answer) -> dict[str, Any]:
         if not answer.content_type or "json" in answer.content_type:
             return {**row, "answer": json.loads(text)}
     return {**row, "answer": text}
+
+
+def _guess_type(inputs: list[Path]) -> str | None:
+    """Return JSON's type for files that are named so: nothing in JSON itself says what it is."""
+    return "application/json" if all(path.suffix == ".json" for path in inputs) else None
 
 
 def _render(row: dict[str, Any]) -> str:

@@ -162,7 +162,7 @@ def _print(run: Run, *, as_json: bool) -> None:
     report = run.report
     unreadable = report.get("unreadable", [])
     if unreadable:
-        say(f"{len(unreadable)} files could not be read and were left out:")
+        say(f"left out as unreadable: {len(unreadable)}")
         say("\n".join(f"  {line}" for line in unreadable[:MOST_LISTED]))
     if as_json:
         print_json({"run": str(run.path), **report})

@@ -238,3 +238,12 @@ def test_without_a_library_the_command_is_told(
     monkeypatch.setitem(sys.modules, "openvino_telemetry", None)
     with pytest.raises(UsageError, match=rf"needs {library}; pip install 'marwright\["):
         quantise(trained, items[0][:32])
+
+
+@pytest.mark.parametrize("count", [7, 33, 63])
+def test_any_number_of_items_calibrates_an_onnx_file(
+    count: int, trained: Exported, items: tuple[torch.Tensor, torch.Tensor], tmp_path: Path
+) -> None:
+    export_model(trained, "onnx", tmp_path / "float.onnx", items[0][:2])
+    quantise_onnx(tmp_path / "float.onnx", tmp_path / "int8.onnx", items[0][:count])
+    assert (tmp_path / "int8.onnx").stat().st_size < (tmp_path / "float.onnx").stat().st_size
