@@ -5,6 +5,8 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 WHAT   ?= way
+# Two test processes; a file's tests are one's alone, since they share a server.
+JOBS   ?= -n 2 --dist loadfile
 ARGS   ?=
 
 .PHONY: help setup demo test test-slow test-extras test-unpinned lint format types bench dist clean
@@ -25,7 +27,7 @@ demo: $(STAMP)  ## the whole way once: train, pack, serve, predict, switch versi
 	$(BIN)/marwright demo $(ARGS)
 
 test: $(STAMP)  ## every test but the slow ones, a real TorchServe included
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(JOBS) $(ARGS)
 
 test-slow: $(STAMP)  ## the slow tests: the wheel in a clean environment, the demo twice at once
 	$(BIN)/python -m pytest -m slow $(ARGS)

@@ -41,6 +41,12 @@ OPENVINO = ["nncf>=3", "openvino>=2025.0"]
 # What `marwright optimize` prunes, quantises and exports with.
 OPTIMISE = [*ONNX, "onnx>=1.17", "onnxscript>=0.5", "torch-pruning>=1.6", "torchao>=0.15"]
 
+# A certificate for development, and a look at the dates of others.
+TLS = ["cryptography>=42"]
+
+# Compiled at run time from the protocol files that TorchServe brings: no generated code here.
+GRPC = ["grpcio>=1.60", "grpcio-tools>=1.60", "protobuf>=5"]
+
 PARQUET = ["pyarrow>=18"]
 
 # Further forms of a model: 1.4 GB.
@@ -54,10 +60,12 @@ FEDERATED = ['flwr>=1.41,<1.42; python_version >= "3.11"']
 PRIVATE = ["opacus>=1.5"]
 
 DEV = [
+    *GRPC,
     *JPEG,
     *OPTIMISE,
     *PARQUET,
     *SIGN,
+    *TLS,
     # Not OPENVINO, TF and other large ones: `make test-extras` tests with them.
     "build",
     "hypothesis",
@@ -65,8 +73,11 @@ DEV = [
     "py-spy",  # looks into a worker for `make bench WHAT=cost`
     "pytest",
     "pytest-timeout",
+    "pytest-xdist",
     "ruff",
+    "types-grpcio",
     "types-jsonschema",
+    "types-protobuf",
     "types-PyYAML",
     "types-requests",
 ]
@@ -97,10 +108,15 @@ setup(
         "marwright.training",
         "marwright.training.federated",
         "marwright.training.optimise",
+        "marwright.tuning",
     ],
-    package_data={"marwright": ["py.typed"], "marwright.server": ["log4j2.xml", "metrics.yaml"]},
+    package_data={
+        "marwright": ["py.typed"],
+        "marwright.server": ["door/*.class", "door/*.java", "log4j2.xml", "metrics.yaml"],
+    },
     install_requires=[
         *EXPLAIN,  # a run says what speaks for each class
+        "aiohttp>=3.10,<3.15",  # client/async_transport.py sets an internal of it
         "cyclonedx-python-lib>=11,<12",
         "jsonschema>=4.21",
         "matplotlib>=3.8",
@@ -110,6 +126,7 @@ setup(
         "pathspec>=1",
         "picklescan>=1",
         "pillow>=10.3",
+        "prometheus_client>=0.20",
         "psutil>=5.9",
         "pydantic>=2.10",
         "pyyaml>=6",
@@ -137,9 +154,14 @@ setup(
         "federated": FEDERATED,
         "private": PRIVATE,
         "sign": SIGN,
+        "tls": TLS,
+        "grpc": GRPC,
         "dev": DEV,
     },
-    entry_points={"console_scripts": ["marwright=marwright.cli.main:main"]},
+    entry_points={
+        "console_scripts": ["marwright=marwright.cli.main:main"],
+        "pytest11": ["marwright=marwright.pytest_plugin"],
+    },
     classifiers=[
         "Development Status :: 3 - Alpha",
         "Intended Audience :: Developers",

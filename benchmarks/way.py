@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -86,8 +86,8 @@ def boot_ours(store: Path) -> float:
         return time.perf_counter() - started
 
 
-def boot_plain(store: Path) -> float:
-    """Return seconds until the plain command has a READY worker, asked at the same interval."""
+def boot_plain(store: Path, archives: Sequence[str] = ("cnn.mar",), timeout: float = 60.0) -> float:
+    """Return seconds until the plain command has READY workers, asked at the same interval."""
     with tempfile.TemporaryDirectory(prefix="plain-", dir="/tmp") as name:
         folder = Path(name)
         ports = Ports.find_free().to_properties()
@@ -98,7 +98,7 @@ def boot_plain(store: Path) -> float:
         started = time.perf_counter()
         with (folder / "output.log").open("wb") as output:
             process = subprocess.Popen(
-                [*command, "--models", "cnn.mar"],
+                [*command, "--models", *archives],
                 cwd=folder,
                 env={**os.environ, "TMPDIR": name, "TEMP": name},
                 stdout=output,
@@ -112,7 +112,8 @@ def boot_plain(store: Path) -> float:
                 key_file=folder / "key_file.json",
             )
             with Client(endpoint) as client:
-                wait_until(lambda: client.models.describe("cnn").ready)
+                for name in [Path(archive).stem for archive in archives]:
+                    wait_until(lambda name=name: client.models.describe(name).ready, timeout)
             return time.perf_counter() - started
         finally:
             os.killpg(process.pid, signal.SIGTERM)

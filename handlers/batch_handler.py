@@ -6,7 +6,7 @@ makes inference fail, scatters, and writes answers and problems. One bad request
 neighbours.
 
 Settings, under `handler:` in model-config.yaml: backend, threads, max_bytes, max_items, max_batch,
-collate (bucket, pad, refuse), pad_value, warm_up, metrics, fast_worker.
+collate (bucket, pad, refuse), pad_value, warm_up, metrics, fast_worker, renewal, renew_above_bytes.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 import fast_worker
+import renewal
 from backend import Backend, load_backend
 from body_schema import load_check
 from collation import WAYS, Tensors, group_shapes, scatter, stack
@@ -93,6 +94,12 @@ class BatchHandler:
             self._warm_up()
         if self.settings.get("fast_worker", True) and type(self).handle is BatchHandler.handle:
             fast_worker.install(self)
+        if self.settings.get("renewal", True):  # after fast_worker: it wraps what reads
+            renewal.install(
+                context,
+                above_bytes=int(self.settings.get("renew_above_bytes") or 0),
+                flush=self.metrics.flush,
+            )
 
     def handle(self, data: list[dict[str, Any]], context: Any) -> list[bytes]:
         """Answer a batch as TorchServe hands it over: one answer for each request, in order."""
@@ -338,7 +345,12 @@ class BatchHandler:
 
 
 _LIMITS = ("max_bytes", "max_items")
-_OUT_OF_MEMORY = ("can't allocate memory", "Failed to allocate memory", "std::bad_alloc")
+_OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "Failed to allocate memory",
+    "std::bad_alloc",
+    "CUDA out of memory",  # TorchScript raises it as another error than torch does
+)
 """What torch, ONNX Runtime and C++ say in a RuntimeError or an error of their own."""
 _LOST = render_problem(500, "the handler gave this request no answer")
 

@@ -25,7 +25,7 @@ from typing import Any
 from inference_request import Incoming
 from inference_response import InferenceResponse
 
-__all__ = ["BatchReader", "install", "write_replies"]
+__all__ = ["BatchReader", "find_unknown", "install", "write_replies"]
 
 _log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def install(handler: Any) -> bool:
     worker: Any = sys.modules["__main__"]
     if not hasattr(worker, "TorchModelServiceWorker"):
         return False
-    if unknown := sorted(name for name, digest in KNOWN.items() if _digest(name) != digest):
+    if unknown := find_unknown(*KNOWN):
         _log.warning("fast_worker is off: not TorchServe 0.12.0's own: %s", ", ".join(unknown))
         return False
     service = importlib.import_module("ts.service").Service
@@ -223,6 +223,11 @@ def _encode(text: str) -> bytes:
 
 _pack = lru_cache(maxsize=256)(_encode)
 """For texts that come again: header names, content types."""
+
+
+def find_unknown(*names: str) -> list[str]:
+    """Return those of the modules in KNOWN that are not TorchServe 0.12.0's own."""
+    return sorted(name for name in names if _digest(name) != KNOWN[name])
 
 
 def _digest(name: str) -> str:

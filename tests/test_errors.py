@@ -17,6 +17,7 @@ CLASSES = {
 BUILTINS: dict[str, type[BaseException]] = {
     "MarwrightError": Exception,
     "ArchiveError": ValueError,
+    "ConfigurationError": ValueError,
     "ConnectionFailedError": ConnectionError,
     "DataError": ValueError,
     "ExportError": ValueError,

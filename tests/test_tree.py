@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from marwright.server.properties import DEFAULTS, render_properties
+from marwright.server.deployment import Deployment
+from marwright.server.properties import render_properties
+from marwright.server.rendering import render_deployment
 
 
 def read_imports(folder: Path) -> Iterator[tuple[str, str]]:
@@ -42,7 +44,9 @@ def test_the_toolkit_imports_neither_handlers_nor_training(root: Path, package: 
 
 
 def test_config_properties_is_what_the_defaults_render_to(root: Path) -> None:
-    assert (root / "config.properties").read_text("utf-8") == render_properties(DEFAULTS)
+    assert (root / "config.properties").read_text("utf-8") == render_properties(
+        render_deployment(Deployment())
+    )
 
 
 def test_the_readme_shows_every_command(root: Path) -> None:

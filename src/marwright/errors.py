@@ -6,6 +6,7 @@ MarwrightError                  every error a user can cause; exit status 1
 ├── DataError                   a data set cannot be used
 ├── RunError                    a run folder is missing or broken
 ├── ExportError                 a network cannot be written in some form, or not to the same answers
+├── ConfigurationError          a deploy.yaml or config.properties cannot be used
 ├── ArchiveError                an archive is missing or broken
 │   └── HandlerError            a handler that no worker could load
 ├── ServerError                 the server process
@@ -23,6 +24,7 @@ MarwrightError                  every error a user can cause; exit status 1
         ├── ModelNotFoundError  no such model, or no such version of it
         ├── ConflictError       the server's state forbids it: already registered, default version
         ├── InputRejectedError  the handler refused this input (4xx)
+        ├── WorkerLostError     the worker that held the request died, or was scaled away
         └── OverloadedError     503 or 429: the queue is full, or there are no workers
 """
 
@@ -34,6 +36,7 @@ __all__ = [
     "AnswerError",
     "ArchiveError",
     "ClientError",
+    "ConfigurationError",
     "ConflictError",
     "ConnectionFailedError",
     "DataError",
@@ -55,6 +58,7 @@ __all__ = [
     "StorageError",
     "TokenRejectedError",
     "UsageError",
+    "WorkerLostError",
 ]
 
 
@@ -120,6 +124,10 @@ class RunError(MarwrightError, ValueError):
 
 class ExportError(MarwrightError, ValueError):
     """A network cannot be written in some form, or answers differently once it is."""
+
+
+class ConfigurationError(MarwrightError, ValueError):
+    """A deploy.yaml or config.properties cannot be used; `detail` lists all that is wrong."""
 
 
 class ArchiveError(MarwrightError, ValueError):
@@ -201,6 +209,10 @@ class ConflictError(AnswerError):
 
 class InputRejectedError(AnswerError, ValueError):
     """The handler refused this input."""
+
+
+class WorkerLostError(AnswerError):
+    """The worker that held the request died, or was scaled away; the input is not to blame."""
 
 
 class OverloadedError(AnswerError):

@@ -13,7 +13,7 @@ from typing import IO
 
 from marwright.errors import MarwrightError, StorageError
 
-__all__ = ["hold_path", "translate_os_errors", "write_file", "write_folder"]
+__all__ = ["hold_path", "lock_file", "translate_os_errors", "write_file", "write_folder"]
 
 
 @contextlib.contextmanager
@@ -117,24 +117,37 @@ def hold_path(path: Path) -> Iterator[None]:
 
 def _lock(lock: Path, path: Path) -> IO[bytes]:
     """Return the lock's file, held, with this process's number in it."""
-    with contextlib.ExitStack() as stack:
-        stream = stack.enter_context(lock.open("a+b", buffering=0))
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as exc:
-            stream.seek(0)
-            raise StorageError(
-                f"{path} is in use",
-                found=f"process {stream.read().decode() or 'unknown'} writes it",
-                remedy="wait until that has ended, or choose another folder",
-            ) from exc
-        # Whoever held it may have removed the file between our two calls.
-        if not lock.exists() or not os.path.samestat(os.fstat(stream.fileno()), lock.stat()):
-            return _lock(lock, path)
-        stream.truncate(0)
-        stream.write(str(os.getpid()).encode())
-        stack.pop_all()
-        return stream
+    stream = lock_file(lock)
+    if stream is None:
+        holder = lock.read_text(errors="replace") if lock.exists() else ""
+        raise StorageError(
+            f"{path} is in use",
+            found=f"process {holder or 'unknown'} writes it",
+            remedy="wait until that has ended, or choose another folder",
+        )
+    stream.truncate(0)
+    stream.write(str(os.getpid()).encode())
+    return stream
+
+
+def lock_file(path: Path) -> IO[bytes] | None:
+    """Return a file, made where there is none, that no other process can lock until it is closed.
+
+    None where another one has it. Its text stands as the last holder left it; whoever removes the
+    file does so before closing it.
+    """
+    while True:
+        with contextlib.ExitStack() as stack:
+            stream = stack.enter_context(path.open("a+b", buffering=0))
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return None
+            # Whoever held it may have removed the file between our two calls.
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(stream.fileno()), path.stat()):
+                    stack.pop_all()
+                    return stream
 
 
 def _read_umask() -> int:

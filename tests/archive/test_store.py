@@ -349,7 +349,8 @@ def test_a_torchserve_that_loads_all_models_passes_the_stored_ones_over(
 ) -> None:
     for version in ("1.0", "2.0"):
         store.add(pack_run(run, out=scratch / "cnn.mar", version=version, force=True).path)
-    with TorchServe(store.folder, properties={"load_models": "all"}) as server:
+    properties = {"load_models": "all", "model_store": str(store.folder)}
+    with TorchServe(store.folder, properties=properties) as server:
         deadline = time.monotonic() + 60
         while not (models := server.client.models.list()) and time.monotonic() < deadline:
             time.sleep(0.2)

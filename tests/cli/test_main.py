@@ -136,5 +136,6 @@ def test_what_serve_does_not_take_from_a_configuration_is_told(
     (tmp_path / "model_store").mkdir()
     answer = marwright("serve", cwd=tmp_path)
     assert answer.returncode == 1  # the port is taken: nothing was started
-    for key in ("model_store", "load_models", "inference_address"):
+    for key in ("model_store", "load_models"):
         assert f"note: {key} of config.properties is not used" in answer.stderr
+    assert "note: config.properties: inference_address listens on 0.0.0.0" in answer.stderr

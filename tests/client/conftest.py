@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from marwright.client import Client, Endpoint
-
-PAUSES = (0.001, 0.001, 0.001)
+from marwright.client import AsyncClient, Client, Endpoint, Retries
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,8 @@ class Service:
     def __init__(self) -> None:
         self.replies: deque[Reply] = deque()
         self.asked: list[Asked] = []
+        self.decide = self._take_next
+        """Chooses the reply to a request; a test may put its own in its place."""
         service = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -67,9 +70,9 @@ class Service:
             def answer(self) -> None:
                 size = int(self.headers.get("Content-Length") or 0)
                 body = self.rfile.read(size)
-                service.asked.append(Asked(self.command, self.path, dict(self.headers), body))
-                many = len(service.replies) > 1
-                reply = service.replies.popleft() if many else service.replies[0]
+                asked = Asked(self.command, self.path, dict(self.headers), body)
+                service.asked.append(asked)
+                reply = service.decide(asked)
                 reply.act()
                 time.sleep(reply.delay)
                 self.close_connection = reply.hang_up or reply.promised_bytes is not None
@@ -85,7 +88,7 @@ class Service:
                 self.wfile.write(reply.body)
                 time.sleep(reply.stall)
 
-            do_GET = do_POST = do_PUT = do_DELETE = answer
+            do_GET = do_POST = do_PUT = do_DELETE = do_OPTIONS = answer
 
             def log_message(self, format: str, *args: Any) -> None:
                 pass
@@ -97,6 +100,9 @@ class Service:
             target=self._server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
         )
         self._thread.start()
+
+    def _take_next(self, asked: Asked) -> Reply:
+        return self.replies.popleft() if len(self.replies) > 1 else self.replies[0]
 
     @property
     def url(self) -> str:
@@ -131,15 +137,65 @@ def endpoint(service: Service) -> Endpoint:
     return Endpoint(service.url, service.url)
 
 
-@pytest.fixture
-def client(endpoint: Endpoint, quick_retries: None) -> Iterator[Client]:
-    with Client(endpoint, timeout=5) as client:
-        yield client
+class Synchronous:
+    """An AsyncClient, or a part of one, each of whose methods is awaited at once."""
+
+    def __init__(self, target: Any, loop: asyncio.AbstractEventLoop) -> None:
+        self._target = target
+        self._loop = loop
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._target, name)
+        if name == "models":
+            return Synchronous(value, self._loop)
+        return self._wrap(value) if callable(value) else value
+
+    def _wrap(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            result = method(*arguments, **options)
+            if hasattr(result, "__aiter__"):
+                return self._iterate(result)
+            return self._loop.run_until_complete(result)
+
+        return call
+
+    def _iterate(self, outcomes: Any) -> Iterator[Any]:
+        try:
+            while True:
+                try:
+                    yield self._loop.run_until_complete(anext(outcomes))
+                except StopAsyncIteration:
+                    return
+        finally:
+            self._loop.run_until_complete(outcomes.aclose())
+
+
+@pytest.fixture(params=["sync", "async"])
+def connect(request: pytest.FixtureRequest) -> Iterator[Callable[..., Any]]:
+    """Return a function that makes a client of each kind; both are called alike."""
+    with contextlib.ExitStack() as stack:
+        loop = asyncio.new_event_loop()
+        stack.callback(loop.close)
+
+        def make(endpoint: Endpoint, **options: Any) -> Any:
+            if request.param == "sync":
+                return stack.enter_context(Client(endpoint, **options))
+            client = Synchronous(AsyncClient(endpoint, **options), loop)
+            stack.callback(client.close)
+            return client
+
+        yield make
 
 
 @pytest.fixture
-def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("marwright.client.transport.RETRY_PAUSES", PAUSES)
+def client(endpoint: Endpoint, quick: Retries, connect: Callable[..., Any]) -> Any:
+    return connect(endpoint, timeout=5, retries=quick)
+
+
+@pytest.fixture
+def quick() -> Retries:
+    """As many tries as ever, without waiting long between them."""
+    return Retries(first=0.001, longest=0.001)
 
 
 @pytest.fixture
@@ -193,9 +249,10 @@ def described() -> Callable[..., dict[str, Any]]:
 def write_keys(tmp_path: Path) -> Callable[..., Path]:
     """Return a function that writes a key file as TorchServe does, and returns its path."""
 
-    def write(**tokens: str) -> Path:
+    def write(*, expires_in: float = 3600.0, **tokens: str) -> Path:
+        expiry = datetime.fromtimestamp(time.time() + expires_in, timezone.utc)
         keys = {
-            purpose: {"key": token, "expiration time": "2026-11-23T23:39:32.045Z"}
+            purpose: {"key": token, "expiration time": f"{expiry:%Y-%m-%dT%H:%M:%S.%f}000Z"}
             for purpose, token in tokens.items()
         }
         path = tmp_path / "key_file.json"

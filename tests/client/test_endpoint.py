@@ -18,6 +18,11 @@ FULL = Endpoint(
     model_store=Path("/srv/store"),
     log_file=Path("/run/logs/server.log"),
     policy=Path("/run/policy.yaml"),
+    supervisor_key=Path("/run/supervisor.key"),
+    grpc_inference="127.0.0.1:7070",
+    grpc_management="127.0.0.1:7071",
+    certificate=Path("/run/certificate.pem"),
+    health_url="http://127.0.0.1:8083",
 )
 
 

@@ -1,15 +1,20 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
+import os
+import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from marwright.client import Client, Endpoint, TokenFile
+from marwright.client import Client, Endpoint, Retries, TokenFile
+from marwright.client.calls import Request
 from marwright.errors import (
     AnswerError,
     ConnectionFailedError,
@@ -27,10 +32,10 @@ def key_file(write_keys: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture
-def guarded(service: Any, key_file: Path, quick_retries: None) -> Iterator[Client]:
+def guarded(service: Any, key_file: Path, quick: Retries, connect: Callable[..., Any]) -> Any:
     """A client of a server that wants tokens."""
-    with Client(Endpoint(service.url, service.url, key_file=key_file), timeout=5) as client:
-        yield client
+    endpoint = Endpoint(service.url, service.url, key_file=key_file)
+    return connect(endpoint, timeout=5, retries=quick)
 
 
 @pytest.fixture
@@ -186,3 +191,113 @@ def test_no_token_shows_in_logs_texts_or_errors(
     assert "Bearer 1nFeR" in read_tokens(service)
     assert "Bearer aP1kEy" in read_tokens(service)
     assert not any(secret in text for secret in SECRETS.values())
+
+
+@pytest.mark.parametrize(
+    ("life", "left", "renews"), [(3600, 50, 1), (3600, 70, 0), (60, 5, 1), (60, 10, 0)]
+)
+def test_a_token_is_renewed_shortly_before_it_expires(
+    service: Any,
+    guarded: Client,
+    key_file: Path,
+    write_keys: Any,
+    reply: Any,
+    life: int,
+    left: int,
+    renews: int,
+) -> None:
+    write_keys(**SECRETS, expires_in=left)
+    born = time.time() - life + left
+    os.utime(key_file, (born, born))
+    fresh = reply(act=lambda: write_keys(**{**SECRETS, "inference": "fresh"}))
+    service.answer(*[fresh] * renews, reply())
+    for _ in range(2):
+        guarded.predict("cnn", b"")
+    assert sum(line.startswith("GET /token") for line in service.lines) == renews
+    assert read_tokens(service)[-1] == ("Bearer fresh" if renews else "Bearer 1nFeR")
+
+
+def test_a_renewal_ahead_of_time_that_fails_is_no_error_and_not_begun_again_at_once(
+    service: Any, guarded: Client, write_keys: Any, reply: Any
+) -> None:
+    write_keys(**SECRETS, expires_in=-1)
+    service.answer(reply(500), reply(body=b"7"))
+    assert [guarded.predict("cnn", b"").body for _ in range(2)] == [b"7", b"7"]
+    assert sum(line.startswith("GET /token") for line in service.lines) == 1
+
+
+def test_a_token_that_somebody_else_renewed_is_taken_and_not_renewed_again(
+    service: Any, guarded: Client, expired: Any, reply: Any, write_keys: Any
+) -> None:
+    theirs = dataclasses.replace(
+        expired, act=lambda: write_keys(**{**SECRETS, "inference": "theirs"})
+    )
+    service.answer(theirs, reply(body=b"7"))
+    assert guarded.predict("cnn", b"").body == b"7"
+    assert read_tokens(service) == ["Bearer 1nFeR", "Bearer theirs"]
+
+
+def test_many_threads_renew_a_token_once(
+    service: Any, endpoint: Endpoint, key_file: Path, write_keys: Any, reply: Any
+) -> None:
+    """Two clients of one process, eight threads; each request is rejected until the renewal."""
+
+    renewals = []
+
+    def answer(asked: Any) -> Any:
+        if asked.path.startswith("/token"):
+            renewals.append(asked)
+            time.sleep(0.3)
+            write_keys(**{**SECRETS, "inference": "fresh"})
+            return reply()
+        if asked.headers["Authorization"] == "Bearer fresh":
+            return reply(body=b"7")
+        body = {"code": 400, "type": "InvalidKeyException", "message": "expired"}
+        return reply(400, json.dumps(body).encode())
+
+    service.decide = answer
+    guarded = dataclasses.replace(endpoint, key_file=key_file)
+    with Client(guarded) as one, Client(guarded) as other, ThreadPoolExecutor(8) as pool:
+        clients = [one, other] * 4
+        bodies = list(pool.map(lambda client: client.predict("cnn", b"").body, clients))
+    assert bodies == [b"7"] * 8
+    assert len(renewals) == 1
+
+
+def test_a_key_file_that_is_half_written_leaves_what_was_read_before(
+    service: Any, guarded: Client, key_file: Path, reply: Any
+) -> None:
+    service.answer(reply())
+    guarded.predict("cnn", b"")
+    key_file.write_text('{"management": {"key": "x', encoding="utf-8")
+    guarded.predict("cnn", b"")
+    assert read_tokens(service) == ["Bearer 1nFeR"] * 2
+
+
+def test_changes_carry_the_supervisors_key_and_reads_do_not(
+    service: Any, endpoint: Endpoint, connect: Callable[..., Any], tmp_path: Path, caplog: Any
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    key = tmp_path / "key"
+    key.write_text("s3cret_-\n", encoding="utf-8")
+    client = connect(dataclasses.replace(endpoint, supervisor_key=key))
+    service.answer({"models": [], "status": "done"})
+    client.models.list()
+    client.predict("cnn", b"")
+    client.models.unregister("cnn", "1.0")
+    keys = [asked.headers.get("X-Marwright-Key") for asked in service.asked]
+    assert keys == [None, None, "s3cret_-"]
+    key.write_text("another", encoding="utf-8")
+    client.models.unregister("cnn", "1.0")
+    assert service.asked[-1].headers["X-Marwright-Key"] == "another"
+    key.unlink()
+    with pytest.raises(TokenRejectedError, match="supervisor") as caught:
+        client.models.unregister("cnn", "1.0")
+    assert len(service.asked) == 4
+    assert "s3cret" not in caplog.text + repr(client) + str(caught.value)
+
+
+def test_a_request_shows_neither_token_nor_input() -> None:
+    request = Request("GET", "http://a", {"Authorization": "Bearer s3cret"}, b"private", 1, 1)
+    assert "s3cret" not in repr(request)
+    assert "private" not in repr(request)

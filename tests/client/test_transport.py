@@ -10,7 +10,7 @@ import pytest
 import requests
 import urllib3
 
-from marwright.client import Client, Endpoint
+from marwright.client import Client, Endpoint, Retries
 from marwright.errors import (
     AnswerError,
     ClientError,
@@ -52,13 +52,13 @@ class RaisingAdapter(requests.adapters.BaseAdapter):
 
 
 @pytest.fixture
-def raising(quick_retries: None) -> Iterator[Callable[[Exception], tuple[Client, RaisingAdapter]]]:
+def raising(quick: Retries) -> Iterator[Callable[[Exception], tuple[Client, RaisingAdapter]]]:
     session = requests.Session()
 
     def make(error: Exception) -> tuple[Client, RaisingAdapter]:
         adapter = RaisingAdapter(error)
         session.mount("http://", adapter)
-        return Client(Endpoint(UNREACHABLE, UNREACHABLE), session=session), adapter
+        return Client(Endpoint(UNREACHABLE, UNREACHABLE), session=session, retries=quick), adapter
 
     yield make
     session.close()
@@ -180,17 +180,17 @@ def test_silence_in_the_middle_of_a_body_is_a_timeout_too(
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_server_that_hangs_up_in_mid_answer_is_connection_failed(
-    service: Any, endpoint: Endpoint, reply: Any, quick_retries: None, streaming: bool
+    service: Any, endpoint: Endpoint, reply: Any, quick: Retries, streaming: bool
 ) -> None:
     service.answer(reply(body=b"half", promised_bytes=8))
     with requests.Session() as session:
         session.stream = streaming
         with pytest.raises(ConnectionFailedError, match="broke off"):
-            Client(endpoint, session=session).predict("cnn", b"")
+            Client(endpoint, session=session, retries=quick).predict("cnn", b"")
     assert len(service.asked) == 4
 
 
-def test_an_answer_that_is_not_http_is_connection_failed(quick_retries: None) -> None:
+def test_an_answer_that_is_not_http_is_connection_failed() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
 

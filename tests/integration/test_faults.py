@@ -116,7 +116,7 @@ def find_record(server: TorchServe, text: str) -> dict[str, Any]:
     while time.monotonic() < deadline:
         for line in server.log_file.read_text().splitlines():
             if text in line:
-                record: dict[str, Any] = json.loads(line[line.index("{") :])
+                record: dict[str, Any] = json.loads(json.loads(line)["message"])
                 return record
         time.sleep(0.05)
     raise AssertionError(f"no line holds {text}")

@@ -121,6 +121,7 @@ def ask(server: TorchServe) -> Iterator[Ask]:
             )
             headers = {name.lower(): value for name, value in response.headers.items()}
             headers.pop("x-request-id", None)
+            headers.pop("retry-after", None)  # the door's, not TorchServe's
             return Answer(
                 status=response.status_code,
                 phrase=response.raw.reason or "",

@@ -177,7 +177,7 @@ def test_an_error_is_a_problem_with_its_own_status_and_one_line_in_the_log(
     problem = answer.json()
     assert (problem["status"], problem["title"]) == (status, answer.reason)
     (line,) = wait_for_lines(server, answer.headers["x-request-id"])
-    record = json.loads(line[line.index("{") :])
+    record = json.loads(json.loads(line)["message"])
     assert (record["event"], record["status"]) == ("request_failed", status)
     assert (record["model"], record["version"]) == ("double", "1.0")
     assert record["reason"]

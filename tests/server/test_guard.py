@@ -50,7 +50,8 @@ else:
 # Starts the guard as a parent would, and then does nothing until it is killed.
 PARENT = """
 import subprocess, sys, time
-child = subprocess.Popen(sys.argv[1:], stdin=subprocess.PIPE, start_new_session=True)
+command = sys.argv[2:]
+child = subprocess.Popen(command, cwd=sys.argv[1], stdin=subprocess.PIPE, start_new_session=True)
 print(child.pid, flush=True)
 time.sleep(60)
 """
@@ -90,9 +91,11 @@ def start(folder: Path) -> Iterator[Start]:
     """Return a function that starts the guard over a command."""
     started: list[subprocess.Popen[bytes]] = []
 
-    def start_guard(*command: str | Path, grace: float = 0.2) -> subprocess.Popen[bytes]:
-        words = [*GUARD, str(folder), str(grace), *map(str, command)]
-        process = subprocess.Popen(words, stdin=subprocess.PIPE, start_new_session=True)
+    def start_guard(
+        *command: str | Path, grace: float = 0.2, linger: float = 0
+    ) -> subprocess.Popen[bytes]:
+        words = [*GUARD, str(folder), str(grace), str(linger), *map(str, command)]
+        process = subprocess.Popen(words, cwd=folder, stdin=subprocess.PIPE, start_new_session=True)
         started.append(process)
         return process
 
@@ -157,7 +160,8 @@ def test_a_parent_that_is_killed_takes_all_with_it(
 ) -> None:
     command, ids = family(STUBBORN)
     parent_script = write_script(tmp_path / "parent.py", PARENT)
-    words = [*PYTHON, str(parent_script), *GUARD, str(folder), "0.2", *map(str, command)]
+    guarded = [*GUARD, str(folder), "0.2", "0", *map(str, command)]
+    words = [*PYTHON, str(parent_script), str(folder), *guarded]
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as parent:
         guardian = psutil.Process(int(parent.stdout.readline()))  # type: ignore[union-attr]
         members = read_ids(ids)

@@ -17,7 +17,6 @@ from marwright.client import Client, Endpoint
 from marwright.errors import ArchiveError, UsageError
 from marwright.server import TorchServe, register
 from marwright.server.registry import announce
-from marwright.server.torchserve import NO_FOLDER
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +63,7 @@ def test_an_unsigned_archive_is_not_loaded_at_start(fresh: Path, pair: tuple[Pat
     server = TorchServe(fresh.parent, models=[fresh.name], policy=Policy(keys=(pair[1],)))
     with pytest.raises(ArchiveError, match="the archive is not signed"):
         server.start()
-    assert server.run_folder == NO_FOLDER
+    assert not server.run_folder.exists()
 
 
 def test_an_archive_that_is_altered_before_the_start_is_not_loaded(

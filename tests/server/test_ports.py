@@ -7,7 +7,8 @@ import pytest
 
 from marwright.errors import PortTakenError, UsageError
 from marwright.server import Ports
-from marwright.server.properties import DEFAULTS
+from marwright.server.deployment import Deployment
+from marwright.server.rendering import render_deployment
 
 NAMES = [item.name for item in dataclasses.fields(Ports)]
 
@@ -45,7 +46,11 @@ def test_checking_leaves_the_ports_free() -> None:
 
 
 def test_the_defaults_give_torchserves_ports() -> None:
-    assert Ports.from_properties(DEFAULTS) == Ports.from_properties({}) == Ports()
+    assert (
+        Ports.from_properties(render_deployment(Deployment()))
+        == Ports.from_properties({})
+        == Ports()
+    )
 
 
 def test_ports_survive_the_way_through_properties() -> None:
@@ -82,7 +87,7 @@ def test_every_address_is_on_loopback() -> None:
 )
 def test_an_address_without_a_usable_port_is_a_usage_error(key: str, value: str) -> None:
     with pytest.raises(UsageError) as caught:
-        Ports.from_properties({**DEFAULTS, key: value})
+        Ports.from_properties({**render_deployment(Deployment()), key: value})
     assert key.split("_")[0] in str(caught.value)
 
 

@@ -5,7 +5,11 @@ from pathlib import Path
 import pytest
 
 from marwright.errors import StorageError, UsageError
-from marwright.server.properties import DEFAULTS, read_properties, render_properties
+from marwright.server.deployment import Deployment
+from marwright.server.properties import read_properties, render_properties
+from marwright.server.rendering import render_deployment
+
+DEFAULTS = render_deployment(Deployment())
 
 
 @pytest.fixture

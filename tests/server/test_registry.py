@@ -1,17 +1,26 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from marwright.client import Endpoint
-from marwright.errors import NoServerError, StorageError, UsageError
+from marwright.errors import NoServerError, ServerError, StorageError, UsageError
+from marwright.server.process import read_start_time
 from marwright.server.registry import (
+    Record,
     announce,
     announce_folder,
     check_name,
+    claim,
     find_endpoint,
+    find_record,
+    list_records,
     list_servers,
 )
 
@@ -122,3 +131,70 @@ def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path: Path) -> None
     (tmp_path / "runtime").touch()
     with pytest.raises(StorageError), announce("8080", tmp_path):
         pass
+
+
+def make_record(pid: int | None = None, **values: str) -> Record:
+    pid = pid or os.getpid()
+    values = {"name": "one", "since": "today", "start": read_start_time(pid) or "", **values}
+    return Record(pid=pid, **values)
+
+
+def test_a_claim_keeps_others_away_until_it_is_released(tmp_path: Path, folder: Path) -> None:
+    first = claim("one")
+    first.write(make_record())
+    with pytest.raises(ServerError, match=rf"a server one .* process {os.getpid()} has it"):
+        claim("one")
+    config = claim(config=tmp_path / "deploy.yaml")
+    config.write(make_record())
+    with pytest.raises(ServerError, match=r"deploy.yaml is served already.* the server one"):
+        claim(config=tmp_path / "deploy.yaml")
+    first.release()
+    config.release()
+    claim("one").release()
+    assert list(folder.iterdir()) == []
+
+
+def test_a_claim_tells_who_had_it_and_was_killed(tmp_path: Path) -> None:
+    script = (
+        "import sys, time; from marwright.server.registry import *;"
+        "one = claim('one'); one.write(Record('one', 7, '0', 'then', run_folder=sys.argv[1]));"
+        "print('claimed', flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "claimed\n"
+        with pytest.raises(ServerError):
+            claim("one")
+        holder.kill()
+    assert find_record().run_folder == str(tmp_path)  # its server may still be there
+    fresh = claim("one")
+    assert fresh.previous == Record("one", 7, "0", "then", run_folder=str(tmp_path))
+    fresh.release()
+
+
+def test_records_of_what_is_gone_are_passed_over(tmp_path: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        for name, record in {
+            "one": make_record(),
+            "dead": make_record(name="dead", start="1", run_folder=str(tmp_path / "gone")),
+        }.items():
+            held = claim(name)
+            stack.callback(held.release)
+            held.write(record)
+        stack.callback(claim("empty").release)
+        assert list(list_records()) == ["one"]
+        with pytest.raises(NoServerError, match="no server dead runs here"):
+            find_record("dead")
+
+
+def test_a_signal_reaches_only_the_process_that_is_meant() -> None:
+    command = [sys.executable, "-I", "-S", "-c", "import time; time.sleep(60)"]
+    with subprocess.Popen(command) as stranger:
+        with pytest.raises(NoServerError):
+            make_record(stranger.pid, start="1").send(signal.SIGTERM)
+        assert stranger.poll() is None
+        make_record(stranger.pid).send(signal.SIGTERM)
+        assert stranger.wait(10) == -signal.SIGTERM
+    with pytest.raises(NoServerError):
+        make_record(stranger.pid, start="1").send(signal.SIGTERM)

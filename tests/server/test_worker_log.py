@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -49,19 +50,24 @@ MASKED = [
 ]
 
 
+def write_line(thread: str, logger: str, message: str) -> str:
+    """Return a line as Java writes it into the log."""
+    fields = {"time": "2026-11-23T23:39:32.045Z", "level": "INFO", "thread": thread}
+    return json.dumps({**fields, "logger": logger, "message": message}, ensure_ascii=False)
+
+
 def write_lines(
     *texts: str, model: str = "cnn_1.0", worker: int = 9000, stream: str = "stdout"
 ) -> list[str]:
     """Return lines as a worker's output stands in TorchServe's log."""
-    begin = f"2026-11-23T23:39:32,045 [INFO ] W-{worker}-{model}-{stream} "
-    return [f"{begin}MODEL_LOG - {text}" for text in texts]
+    return [write_line(f"W-{worker}-{model}-{stream}", "MODEL_LOG", text) for text in texts]
 
 
 def write_stop(stream: str = "stdout") -> str:
     """Return the line of the Java thread that has read a worker's last output."""
     thread = f"W-9000-cnn_1.0-{stream}"
-    java = "org.pytorch.serve.wlm.WorkerLifeCycle"
-    return f"2026-11-23T23:39:32,046 [INFO ] {thread} {java} - Stopped Scanner - {thread}"
+    logger = "org.pytorch.serve.wlm.WorkerLifeCycle"
+    return write_line(thread, logger, f"Stopped Scanner - {thread}")
 
 
 @pytest.fixture
@@ -244,8 +250,12 @@ def test_a_broken_byte_hides_nothing(log: Path) -> None:
 
 
 def test_other_lines_are_no_failure(log: Path) -> None:
-    java = "2026-11-23T23:39:32,045 [ERROR] W-9000-cnn_1.0 org.pytorch.serve.wlm.WorkerThread - "
-    fill(log, java + DIED, "", "garbage", f"\tat {DIED}", *write_lines(f"he said: {DIED}"))
+    java = [
+        write_line("W-9000-cnn_1.0", "org.pytorch.serve.wlm.WorkerThread", text)
+        for text in (DIED, TRACEBACK, *HANDLER, MISSING)
+    ]
+    other = write_line("W-9000-cnn_1.0-stdout", "org.other", DIED)
+    fill(log, *java, other, "", "garbage", f"\tat {DIED}", *write_lines(f"he said: {DIED}"))
     assert read_failures(log) == []
 
 
@@ -255,6 +265,28 @@ def test_a_log_that_cannot_be_read_tells_nothing(tmp_path: Path, name: str) -> N
     assert read_tail(tmp_path / name) == ""
 
 
+def test_a_line_end_of_unicodes_parts_no_line(log: Path) -> None:
+    fill(log, *write_lines(DIED, TRACEBACK, *HANDLER, "ValueError: a\u2028b\x85c"))
+    (failure,) = read_failures(log)
+    assert failure.reason == "ValueError: a\u2028b\x85c"
+
+
+def test_a_device_that_never_ends_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "server.log").symlink_to("/dev/full")
+    assert read_failures(tmp_path / "server.log") == []
+    assert read_tail(tmp_path / "server.log") == ""
+
+
 def test_the_tail_is_the_last_lines_without_javas_frames(log: Path) -> None:
     fill(log, *(f"line {number}" for number in range(30)), "\tat org.Foo.bar(Foo.java:1)", "end")
     assert read_tail(log, lines=3) == "line 28\nline 29\nend"
+
+
+def test_the_tail_is_plain_text_with_what_an_exception_says(log: Path) -> None:
+    fields = json.loads(write_line("main", "org.pytorch.serve.ModelServer", "no start"))
+    fields["exception"] = "java.net.BindException: Address already in use\n\tat a.B.c(B.java:1)\n"
+    fill(log, json.dumps(fields))
+    assert read_tail(log).split("\n") == [
+        "info org.pytorch.serve.ModelServer - no start",
+        "java.net.BindException: Address already in use",
+    ]

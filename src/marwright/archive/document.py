@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from marwright.errors import ArchiveError
+from marwright.errors import ArchiveError, MarwrightError
 from marwright.storage import translate_os_errors
 
 __all__ = ["Document", "Problem", "validate"]
@@ -40,31 +40,32 @@ class Problem:
 class Document:
     """A YAML file with the place of each of its values."""
 
-    def __init__(self, path: Path, text: str) -> None:
+    def __init__(
+        self, path: Path, text: str, *, error: type[MarwrightError] = ArchiveError
+    ) -> None:
         self.path = path
-        self._root, self.values = _load(path, text)
+        self.error = error
+        self._root, self.values = _load(path, text, error)
 
     @classmethod
-    def read(cls, path: Path) -> Document:
+    def read(cls, path: Path, *, error: type[MarwrightError] = ArchiveError) -> Document:
         """Read a file.
 
         Raises:
-            ArchiveError: it is no YAML, or holds anything but a mapping.
+            `error`: it is no YAML, or holds anything but a mapping.
         """
         with translate_os_errors(f"read {path}"):
             content = path.read_bytes()
         if len(content) > MAX_BYTES:
-            raise ArchiveError(f"{path} is too long", expected=f"at most {MAX_BYTES:,} bytes")
+            raise error(f"{path} is too long", expected=f"at most {MAX_BYTES:,} bytes")
         try:
             text = content.decode("utf-8-sig")
         except ValueError as exc:
-            raise ArchiveError(
-                f"cannot read {path}", expected="UTF-8 text", found=str(exc)
-            ) from exc
-        document = cls(path, text)
+            raise error(f"cannot read {path}", expected="UTF-8 text", found=str(exc)) from exc
+        document = cls(path, text, error=error)
         if not isinstance(document.values, dict):
             found = type(document.values).__name__
-            raise ArchiveError(f"cannot read {path}", expected="a mapping", found=found)
+            raise error(f"cannot read {path}", expected="a mapping", found=found)
         return document
 
     def line(self, keys: Sequence[str | int]) -> int | None:
@@ -108,12 +109,19 @@ class Document:
             checked = model.model_validate(self.values, context={"folder": self.path.parent})
         except ValidationError as exc:
             found: dict[tuple[str | int, ...], list[str]] = {}
+            words = {
+                _explain(model, error) for error in exc.errors() if error["type"] == "literal_error"
+            }
             for error in exc.errors():
                 keys = self._existing(error["loc"], whole=error["type"] == "missing")
                 found.setdefault(keys, []).append(_explain(model, error))
+            for keys in _list_outer(found):  # it is a mapping, so that the word was not meant
+                found[keys] = [text for text in found[keys] if text not in words]
             # Several for one value: it fits none of the forms that it may have.
             return None, problems + [
-                self.problem(keys, ", or ".join(messages)) for keys, messages in found.items()
+                self.problem(keys, ", or ".join(messages))
+                for keys, messages in found.items()
+                if messages
             ]
         return checked, problems
 
@@ -129,7 +137,7 @@ class Document:
         return tuple(existing)
 
     def refuse(self, problems: Sequence[Problem], *, remedy: str) -> None:
-        """Raise ArchiveError with all the problems, sorted by line, where there are any."""
+        """Raise the document's error with all the problems, by line, where there are any."""
         if not problems:
             return
         ordered = sorted(problems, key=lambda problem: (problem.line or 0, problem.where))
@@ -138,7 +146,7 @@ class Document:
             for problem in ordered
         ]
         first = ordered[0]
-        raise ArchiveError(
+        raise self.error(
             f"{self.path} cannot be used",
             found=f"{len(lines)} problems"
             if len(lines) > 1
@@ -164,19 +172,19 @@ def validate(model: type[Model], values: Mapping[str, Any], *, source: str) -> M
         raise ArchiveError(f"{source} cannot be used", found="; ".join(problems)) from exc
 
 
-def _load(path: Path, text: str) -> tuple[yaml.Node | None, Any]:
+def _load(path: Path, text: str, error: type[MarwrightError]) -> tuple[yaml.Node | None, Any]:
     """Return the document's nodes, which know their lines, and its values."""
     try:
         aliases = sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text))
         if aliases > MAX_ALIASES:
-            raise ArchiveError(f"{path} has too many aliases", expected=f"at most {MAX_ALIASES}")
+            raise error(f"{path} has too many aliases", expected=f"at most {MAX_ALIASES}")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         values = yaml.safe_load(text) if node is not None else {}
     except (yaml.YAMLError, ValueError, RecursionError) as exc:
         mark = getattr(exc, "problem_mark", None)
         reason = getattr(exc, "problem", None) or str(exc) or type(exc).__name__
         where = f"line {mark.line + 1}: " if mark else ""
-        raise ArchiveError(
+        raise error(
             f"cannot read {path}", expected="YAML", found=f"{where}{' '.join(reason.split())}"
         ) from exc
     return node, values
@@ -192,6 +200,15 @@ def _child(node: Any, key: str | int) -> tuple[int, Any] | None:
         value = node.value[key]
         return value.start_mark.line + 1, value
     return None
+
+
+def _list_outer(found: Collection[tuple[str | int, ...]]) -> list[tuple[str | int, ...]]:
+    """Return the keys below which others are."""
+    return [
+        keys
+        for keys in found
+        if any(len(other) > len(keys) and other[: len(keys)] == keys for other in found)
+    ]
 
 
 def _explain(model: type[BaseModel], error: Any) -> str:

@@ -68,6 +68,10 @@ class HandlerSettings(BaseModel):
     """Whether stages, batch sizes and statuses are counted; true where not given."""
     fast_worker: bool | None = None
     """Whether the worker's own path is shortened; true where not given."""
+    renewal: bool | None = None
+    """Whether a worker renews itself in place when it gets SIGUSR2; true where not given."""
+    renew_above_bytes: int | None = Field(default=None, ge=1)
+    """Resident set above which a worker renews itself unasked; never where not given."""
     image_size: tuple[PositiveInt, PositiveInt] | None = None
     """image_classifier: (height, width) in pixels that the model takes."""
     top_k: int | None = Field(default=None, ge=1)

@@ -13,14 +13,18 @@ import typer
 
 import marwright
 from marwright.cli import (
+    apply,
     check,
+    config,
     demo,
     diff,
     doctor,
     export,
     extract,
     federate,
+    harden,
     inspect,
+    logs,
     models,
     optimize,
     pack,
@@ -29,9 +33,11 @@ from marwright.cli import (
     run,
     schema,
     serve,
+    servers,
     sign,
     store,
     train,
+    tune,
     verify,
 )
 from marwright.cli.output import print_error, say
@@ -74,6 +80,14 @@ app.command("optimize")(optimize.optimize)
 app.command("export")(export.export)
 app.command("pack", cls=pack.PackCommand)(pack.pack)
 app.command("serve")(serve.serve)
+app.command("status")(servers.status)
+app.command("restart")(servers.restart)
+app.command("stop")(servers.stop)
+app.command("apply")(apply.apply)
+app.add_typer(config.app, name="config")
+app.command("tune")(tune.tune)
+app.command("logs")(logs.show_logs)
+app.command("harden")(harden.harden)
 app.command("predict")(predict.predict)
 app.command("run")(run.run)
 app.command("inspect")(inspect.inspect)

@@ -109,8 +109,15 @@ def _connect(
         inference_url=_check_url(inference_url),
         management_url=_check_url(management_url),
         key_file=key_file,
+        supervisor_key=_find_supervisor_key(key_file),
     )
     return Client(endpoint, timeout=timeout or 30.0, start_timeout=timeout or 300.0)
+
+
+def _find_supervisor_key(key_file: Path | None) -> Path | None:
+    """Return the key that changes of models need; a server of ours has it beside its tokens."""
+    path = key_file and key_file.with_name("supervisor_key")
+    return path if path and path.exists() else None
 
 
 def check_workers(workers: int, *, force: bool) -> None:

@@ -1,19 +1,23 @@
-"""`marwright predict`: inputs to a model, answers to the screen."""
+"""`marwright predict`: inputs to a model, answers to the screen or into a file."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from marwright.cli.options import Json, with_client
-from marwright.cli.output import print_json, print_table
+from marwright.cli.output import make_progress, print_json, print_table
 
 if TYPE_CHECKING:
     from marwright.client import Answer, Client
+    from marwright.errors import MarwrightError
 
 __all__ = ["predict"]
+
+Row = dict[str, Any]
 
 
 @with_client
@@ -24,23 +28,35 @@ def predict(
     version: Annotated[
         str | None, typer.Option(help="Version; the default one if not given.")
     ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="File of JSON lines for the answers; run again, it is gone on with."),
+    ] = None,
+    in_flight: Annotated[
+        int, typer.Option(min=1, max=1000, help="Requests at a time, at most.")
+    ] = 16,
     as_json: Json = False,
 ) -> None:
-    """Send files to a model and print its answers.
+    """Send files to a model and print its answers, or write them into a file.
 
     Exits 1 where an input was refused, after the others were answered.
     """
-    from marwright.errors import InputRejectedError, StorageError
 
-    rows: list[dict[str, Any]] = []
-    failed = False
-    for path in inputs:
-        try:
-            answer = client.predict(model, path, version=version)
-            rows.append({"input": str(path), "answer": _decode(answer)})
-        except (InputRejectedError, StorageError) as exc:
-            rows.append({"input": str(path), "error": str(exc)})
-            failed = True
+    def ask(paths: Iterable[Path]) -> Iterator[tuple[Path, Answer | MarwrightError]]:
+        return client.predict_many(model, paths, in_flight=in_flight, version=version)
+
+    failed = _print(ask, inputs, as_json) if out is None else _write(ask, inputs, out, as_json)
+    if failed:
+        raise typer.Exit(1)
+
+
+Ask = Callable[[Iterable[Path]], Iterator[tuple[Path, Any]]]
+
+
+def _print(ask: Ask, inputs: list[Path], as_json: bool) -> bool:
+    """Print the answers in the order of the inputs; return whether one was refused."""
+    found = dict(_collect(ask, dict.fromkeys(inputs)))
+    rows = [found[path] for path in inputs]
     if as_json:
         print_json(rows)
     else:
@@ -48,8 +64,56 @@ def predict(
             ["input", "answer"],
             [[row["input"], row.get("error") or _render(row["answer"])] for row in rows],
         )
-    if failed:
-        raise typer.Exit(1)
+    return any("error" in row for row in rows)
+
+
+def _write(ask: Ask, inputs: list[Path], out: Path, as_json: bool) -> bool:
+    """Write the answers as they come, but for those that are there; return as _print does."""
+    from marwright.client.answers import open_answers
+
+    with open_answers(out) as answers, make_progress() as progress:
+        wanted = dict.fromkeys(inputs)
+        waiting = [path for path in wanted if str(path) not in answers.answered]
+        skipped = len(wanted) - len(waiting)
+        refused = 0
+        task = progress.add_task("predict", total=len(wanted), completed=skipped, facts="")
+        for _, row in _collect(ask, waiting):
+            answers.write(row)
+            refused += "error" in row
+            progress.update(task, advance=1, facts=f"{refused} refused" if refused else "")
+    counts = {"answered": len(waiting) - refused, "refused": refused, "there before": skipped}
+    if as_json:
+        print_json({"file": str(out), **{key.replace(" ", "_"): n for key, n in counts.items()}})
+    else:
+        print_table(["file", *counts], [[out, *counts.values()]])
+    return refused > 0
+
+
+def _collect(ask: Ask, paths: Iterable[Path]) -> Iterator[tuple[Path, Row]]:
+    """Yield each input with its row, as they finish.
+
+    An error that is not about the input ends the run: what is in flight is waited for, nothing
+    more is sent, and the error is raised.
+    """
+    from marwright.errors import InputRejectedError, MarwrightError, StorageError
+
+    ends: list[MarwrightError] = []
+
+    def feed() -> Iterator[Path]:
+        for path in paths:
+            if ends:
+                return
+            yield path
+
+    for path, result in ask(feed()):
+        if isinstance(result, (InputRejectedError, StorageError)):
+            yield path, {"input": str(path), "error": str(result)}
+        elif isinstance(result, MarwrightError):
+            ends.append(result)
+        else:
+            yield path, {"input": str(path), "answer": _decode(result)}
+    if ends:
+        raise ends[0]
 
 
 def _decode(answer: Answer) -> Any:

@@ -2,35 +2,54 @@
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Mapping
-from pathlib import Path
+import random as randomness
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from queue import SimpleQueue
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import requests
-
+from marwright.client import inference, models
+from marwright.client.batches import WAIT, Outcome, ask, keep_in_flight
 from marwright.client.endpoint import Endpoint
-from marwright.client.models import Models, model_path
-from marwright.client.results import Answer, Health, parse_json
-from marwright.client.tokens import TokenFile
-from marwright.client.transport import Transport
-from marwright.errors import AnswerError, UsageError
-from marwright.storage import translate_os_errors
+from marwright.client.exchange import Exchanges
+from marwright.client.methods import blocking
+from marwright.client.retries import Retries
+from marwright.client.transport import Transport, make_session
 
-__all__ = ["Client"]
+if TYPE_CHECKING:
+    import requests
+
+__all__ = ["Client", "Models"]
+
+
+class Models:
+    """Models of one server; versions are named in every call that changes something."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._run = transport.run
+
+    list = blocking(models.list_models)
+    list_page = blocking(models.list_page)
+    describe = blocking(models.describe)
+    versions = blocking(models.list_versions)
+    register = blocking(models.register)
+    scale = blocking(models.scale)
+    set_default = blocking(models.set_default)
+    unregister = blocking(models.unregister)
+    wait_until_ready = blocking(models.wait_until_ready)
 
 
 class Client:
-    """Talks to one server; use it in a `with` block, or call `close`.
+    """Talks to one server; use it in a `with` block, or call `close`. Threads may share one.
 
     Example:
         with Client(Endpoint("http://127.0.0.1:8080", "http://127.0.0.1:8081")) as client:
             print(client.predict("cnn", Path("seven.png")).json())
 
-    `timeout` is in seconds and holds for each try; `start_timeout` for calls that wait for workers.
-    An injected session is used as it is and stays open.
+    `timeout` is in seconds and holds for a whole call, with all its tries and pauses;
+    `start_timeout` for calls that wait for workers. `connections` are kept open at most. An
+    injected session is used as it is and stays open.
     """
 
     def __init__(
@@ -39,30 +58,18 @@ class Client:
         *,
         timeout: float = 30.0,
         start_timeout: float = 300.0,
+        connections: int = 64,
+        retries: Retries | None = None,
+        random: Callable[[], float] = randomness.random,
         session: requests.Session | None = None,
     ) -> None:
         self.endpoint = endpoint
-        self._session = session or requests.Session()
+        exchanges = Exchanges(endpoint, timeout, start_timeout, retries or Retries(), random)
         self._owns_session = session is None
-        if session is None:
-            self._session.trust_env = False  # no proxy and no .netrc between us and loopback
-        tokens = TokenFile(endpoint.key_file) if endpoint.key_file else None
-        self._inference = Transport(
-            self._session,
-            endpoint.inference_url,
-            purpose="inference",
-            tokens=tokens,
-            timeout=timeout,
-            renew_url=endpoint.management_url,
-        )
-        management = Transport(
-            self._session,
-            endpoint.management_url,
-            purpose="management",
-            tokens=tokens,
-            timeout=timeout,
-        )
-        self.models = Models(management, start_timeout=start_timeout)
+        self._session = session or make_session(endpoint, connections)
+        transport = Transport(exchanges, self._session)
+        self._run = transport.run
+        self.models = Models(transport)
 
     def __enter__(self) -> Client:
         return self
@@ -80,91 +87,37 @@ class Client:
         if self._owns_session:
             self._session.close()
 
-    def predict(
+    predict = blocking(inference.predict)
+    predict_parts = blocking(inference.predict_parts)
+    predict_v1 = blocking(inference.predict_v1)
+    explain = blocking(inference.explain)
+    explain_v1 = blocking(inference.explain_v1)
+    infer = blocking(inference.infer)
+    health = blocking(inference.ask_health)
+    metrics = blocking(inference.read_metrics)
+    openapi = blocking(inference.read_openapi)
+
+    def predict_many(
         self,
         name: str,
-        data: bytes | Path | Mapping[str, object],
+        inputs: Iterable[Any],
         *,
+        in_flight: int = 16,
         version: str | None = None,
+        accept: str | None = None,
         timeout: float | None = None,
-    ) -> Answer:
-        """Send one input: bytes or a file as the body, a dict as JSON.
+    ) -> Generator[Outcome, None, None]:
+        """Send inputs as `predict` does, so many at a time, and yield (input, answer or error).
 
-        Raises:
-            InputRejectedError: the handler refused the input; the error's text says why.
-            ModelNotFoundError: no such model or version.
-            OverloadedError: no room in the queue, or no worker, after three retries.
+        They come as they finish, in no order. Inputs may be without end: they are taken one by
+        one. Whoever stops taking outcomes waits for what is in flight, and sends no more.
         """
-        path = model_path(name, version, root="/predictions")
-        return self._answer(path, timeout, **_make_body(data))
-
-    def explain(
-        self,
-        name: str,
-        data: bytes | Path | Mapping[str, object],
-        *,
-        version: str | None = None,
-        accept: str = "application/json",
-        timeout: float | None = None,
-    ) -> Answer:
-        """Ask why the model answers so; `accept` image/png gets a heat map where there is one.
-
-        A dict says what is asked: {"data": base64, "method": ..., "target": ...}. Raises what
-        predict raises; an AnswerError of 501 where this model explains nothing in this way.
-        """
-        path = model_path(name, version, root="/explanations")
-        body = _make_body(data)
-        body["headers"]["Accept"] = accept
-        return self._answer(path, timeout, **body)
-
-    def predict_parts(
-        self,
-        name: str,
-        parts: dict[str, bytes],
-        *,
-        version: str | None = None,
-        timeout: float | None = None,
-    ) -> Answer:
-        """Send one input as multipart/form-data, each part under its name."""
-        path = model_path(name, version, root="/predictions")
-        return self._answer(path, timeout, files=dict(parts))
-
-    def health(self) -> Health:
-        """Ask the inference API whether the server is up."""
-        try:
-            response = self._inference.send("GET", "/ping", retry=False)
-        except AnswerError as exc:
-            if exc.status == 500:  # TorchServe's way to say that workers are missing
-                return Health(status="Unhealthy")
-            raise
-        return parse_json(
-            response.content, "GET /ping", lambda answer: Health(status=str(answer["status"]))
-        )
-
-    def _answer(self, path: str, timeout: float | None, **body: Any) -> Answer:
-        started = time.perf_counter()
-        response = self._inference.send("POST", path, retry=True, timeout=timeout, **body)
-        return Answer(
-            status=response.status_code,
-            content_type=response.headers.get("Content-Type", ""),
-            body=response.content,
-            request_id=response.headers.get("x-request-id", ""),
-            seconds=time.perf_counter() - started,
-        )
-
-
-def _make_body(data: bytes | Path | Mapping[str, object]) -> dict[str, Any]:
-    """Return one input as what is posted: bytes or a file as they are, a dict as JSON."""
-    if isinstance(data, Mapping):
-        return {"data": _encode(data), "headers": {"Content-Type": "application/json"}}
-    if isinstance(data, Path):
-        with translate_os_errors(f"read {data}"):
-            data = data.read_bytes()
-    return {"data": data, "headers": {"Content-Type": "application/octet-stream"}}
-
-
-def _encode(data: Mapping[str, object]) -> bytes:
-    try:
-        return json.dumps(dict(data), allow_nan=False).encode()
-    except (TypeError, ValueError, RecursionError) as exc:
-        raise UsageError("the input cannot be sent as JSON", found=str(exc)) from exc
+        done: SimpleQueue[Future[Outcome]] = SimpleQueue()
+        steps = keep_in_flight(inputs, in_flight)
+        with ThreadPoolExecutor(in_flight, thread_name_prefix="predict") as pool:
+            for step in steps:
+                if step is WAIT:
+                    yield done.get().result()
+                    continue
+                asked = ask(name, step, version=version, accept=accept, timeout=timeout)
+                pool.submit(self._run, asked).add_done_callback(done.put)

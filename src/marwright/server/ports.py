@@ -6,11 +6,15 @@ import contextlib
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
 from marwright.errors import PortTakenError, UsageError
 
-__all__ = ["Ports"]
+if TYPE_CHECKING:
+    from marwright.server.deployment import Deployment
+
+__all__ = ["is_free", "Ports"]
 
 HOST = "127.0.0.1"
 
@@ -55,10 +59,17 @@ class Ports:
         }
         return cls(**ports)
 
-    def to_properties(self) -> dict[str, str]:
+    @classmethod
+    def from_deployment(cls, deployment: Deployment) -> Ports:
+        """Return a deployment's ports; TorchServe's own numbers where it says free."""
+        if deployment.ports == "free":
+            return cls()
+        return cls(*(getattr(deployment.ports, item.name) for item in fields(cls)))
+
+    def to_properties(self, *, scheme: Literal["http", "https"] = "http") -> dict[str, str]:
         """Return TorchServe's properties for these ports, all of them on loopback."""
         properties = {
-            f"{api}_address": f"http://{HOST}:{getattr(self, api)}"
+            f"{api}_address": f"{scheme}://{HOST}:{getattr(self, api)}"
             for api in ("inference", "management", "metrics")
         }
         for api in ("grpc_inference", "grpc_management"):
@@ -68,20 +79,24 @@ class Ports:
 
     def check_free(self) -> None:
         """Raise PortTakenError naming every port that somebody listens on."""
-        taken = []
-        for item in fields(self):
-            port = getattr(self, item.name)
-            with socket.socket() as sock:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                try:
-                    sock.bind((HOST, port))
-                except OSError:
-                    taken.append(f"{port} ({item.name})")
+        ports = {item.name: getattr(self, item.name) for item in fields(self)}
+        taken = [f"{port} ({name})" for name, port in ports.items() if not is_free(port)]
         if taken:
             raise PortTakenError(
                 f"port {', '.join(taken)} is taken",
                 remedy="stop what listens there, or let us choose: marwright serve --free-ports",
             )
+
+
+def is_free(port: int) -> bool:
+    """Whether nobody listens on a port of loopback now."""
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind((HOST, port))
+        except OSError:
+            return False
+    return True
 
 
 def _read_port(key: str, value: str) -> int:

@@ -10,33 +10,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from marwright.errors import StorageError, UsageError
-from marwright.server.ports import Ports
 
-__all__ = ["DEFAULTS", "read_properties", "render_properties"]
-
-DEFAULTS: dict[str, str] = {
-    **Ports().to_properties(),
-    "enable_model_api": "true",
-    "disable_token_authorization": "false",
-    # Archives are registered by their file name in the store, so no URL is ever allowed.
-    "allowed_urls": "none",
-    "install_py_dep_per_model": "false",
-    "enable_envvars_config": "false",
-    "default_workers_per_model": "1",
-    "job_queue_size": "100",
-    "max_request_size": "6553500",
-    "max_response_size": "6553500",
-    "limit_max_image_pixels": "true",
-    "metrics_mode": "prometheus",
-    # The workers need the cores that the parallel collector would use.
-    "vmargs": "-XX:+UseSerialGC",
-}
-"""What `marwright serve` gives TorchServe; the repository's config.properties is its rendering."""
+__all__ = ["read_properties", "render_properties"]
 
 _HEADER = """\
-# The configuration that `marwright serve` and the server tests use: everything on loopback, tokens
-# on, models registered from the store only. A copy in the working folder is taken instead of the
-# built-in one; `marwright serve --config FILE` names another.
+# What a default deploy.yaml gives TorchServe (marwright config render): everything on loopback,
+# tokens on, models registered from the store only. A copy in the working folder is taken instead of
+# the built-in one; `marwright serve --config FILE` names another.
 """
 
 

@@ -9,13 +9,13 @@ import tempfile
 import time
 from pathlib import Path
 
-from marwright.archive.manifest import Manifest
 from marwright.archive.policy import Policy, admit, find_policy
 from marwright.archive.reader import read_manifest
 from marwright.archive.signature import signature_path
 from marwright.client import Client, ModelVersion
 from marwright.errors import (
     AnswerError,
+    ArchiveError,
     ClientError,
     ConflictError,
     ModelLoadError,
@@ -23,10 +23,13 @@ from marwright.errors import (
     ServerError,
     UsageError,
 )
+from marwright.server.deployment import Deployment, ModelEntry
+from marwright.server.staging import Staging
+from marwright.server.wanted import read_wanted
 from marwright.server.worker_log import WorkerFailure, read_failures
 from marwright.storage import translate_os_errors, write_file
 
-__all__ = ["register"]
+__all__ = ["register", "start_version"]
 
 SERVER_ERROR = 500
 """What TorchServe answers where workers do not start."""
@@ -59,22 +62,44 @@ def register(
         )
     policy = Policy.read(endpoint.policy) if endpoint.policy else find_policy(store)
     added = _bring_into_store(archive, store, policy)
+    staging = Staging(endpoint.staging, policy) if endpoint.staging else None
+    staged = False
     try:
-        try:
-            return _start(client, archive.name, manifest, workers)
-        except AnswerError as exc:
-            if exc.status != SERVER_ERROR or endpoint.log_file is None:
-                raise
-            # Once more: of 100 workers that TorchServe stops for failing to load, about 2 are
-            # stopped before a word of theirs has reached its log.
-            return _start(client, archive.name, manifest, workers)
-    except (AnswerError, ModelLoadError):
+        if staging is not None:
+            wanted = read_wanted(Deployment(store=store), ModelEntry(archive=archive.name))
+            if archive.name not in staging.list_unchanged([wanted]):
+                staging.stage(wanted)
+                staged = True
+        return start_version(client, archive.name, (manifest.name, manifest.version), workers)
+    except (AnswerError, ArchiveError, ModelLoadError):
+        if staging is not None and staged:
+            staging.unstage(archive.name)
         for path in added:  # else the next `marwright serve` of the whole store stumbles over it
             path.unlink(missing_ok=True)
         raise
 
 
-def _start(client: Client, file: str, manifest: Manifest, workers: int) -> ModelVersion:
+def start_version(client: Client, file: str, key: tuple[str, str], workers: int) -> ModelVersion:
+    """Register an archive by its file name where the server reads it, and wait for its workers.
+
+    `key` are the model and version that it is.
+
+    Raises:
+        ConflictError: this version is registered already.
+        ModelLoadError: a worker died, and left a traceback; nothing stays registered.
+        AnswerError: whatever else the server answered.
+    """
+    try:
+        return _start(client, file, key, workers)
+    except AnswerError as exc:
+        if exc.status != SERVER_ERROR or client.endpoint.log_file is None:
+            raise
+        # Once more: of 100 workers that TorchServe stops for failing to load, about 2 are
+        # stopped before a word of theirs has reached its log.
+        return _start(client, file, key, workers)
+
+
+def _start(client: Client, file: str, key: tuple[str, str], workers: int) -> ModelVersion:
     """Register an archive of the store; tell why a worker died, where the log says it.
 
     Raises:
@@ -88,20 +113,20 @@ def _start(client: Client, file: str, manifest: Manifest, workers: int) -> Model
     except AnswerError as exc:
         if isinstance(exc, (ConflictError, ModelNotFoundError)):
             raise
-        _forget(client, manifest.name, manifest.version)
-        failure = _wait_for_failure(log, offset, manifest) if log is not None else None
+        _forget(client, *key)
+        failure = _wait_for_failure(log, offset, key) if log is not None else None
         if failure is None:
             raise
         raise failure.to_error() from exc
-    return registered or client.models.describe(manifest.name, manifest.version)
+    return registered or client.models.describe(*key)
 
 
-def _wait_for_failure(log: Path, offset: int, manifest: Manifest) -> WorkerFailure | None:
+def _wait_for_failure(log: Path, offset: int, key: tuple[str, str]) -> WorkerFailure | None:
     """Return the worker's last words; the answer may overtake them on their way into the log."""
     deadline = time.monotonic() + LOG_SECONDS
     while time.monotonic() < deadline:
         for failure in read_failures(log, offset=offset):
-            if (failure.model, failure.version) == (manifest.name, manifest.version):
+            if (failure.model, failure.version) == key:
                 return failure
         time.sleep(0.05)
     return None

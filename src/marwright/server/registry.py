@@ -1,24 +1,41 @@
-"""Which servers run here: `marwright serve` leaves a link, the other commands follow it.
+"""Which servers run here: `marwright serve` leaves a link and a record, other commands follow them.
 
 A link points into the server's run folder, which vanishes with the server, so that a link that
-leads nowhere is a server that is gone.
+leads nowhere is a server that is gone. A record is a file that its supervisor keeps locked, and
+says which process that is; one that nobody locks is of a supervisor that was killed.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import logging
 import os
 import re
+import signal
 import tempfile
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import IO
 
 from marwright.client import Endpoint
-from marwright.errors import NoServerError, UsageError
-from marwright.storage import translate_os_errors
+from marwright.errors import NoServerError, ServerError, UsageError
+from marwright.server.process import read_start_time
+from marwright.storage import lock_file, translate_os_errors
 
-__all__ = ["announce", "check_name", "find_endpoint", "list_servers"]
+__all__ = [
+    "announce",
+    "check_name",
+    "Claim",
+    "claim",
+    "find_endpoint",
+    "find_record",
+    "list_records",
+    "list_servers",
+    "Record",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -33,8 +50,11 @@ def announce_folder() -> Path:
 
 @contextlib.contextmanager
 def announce(name: str, run_folder: Path) -> Iterator[None]:
-    """Let other commands find the server under `name` while the block runs; see check_name."""
-    check_name(name)
+    """Let other commands find the server under `name` while the block runs.
+
+    It takes the place of a link of this name: who may have a name is said by `claim`.
+    """
+    check_form(name)
     folder = announce_folder()
     link = folder / f"{name}.json"
     with translate_os_errors(f"write {link}"):
@@ -53,14 +73,19 @@ def announce(name: str, run_folder: Path) -> Iterator[None]:
 
 def check_name(name: str) -> None:
     """Raise UsageError for a name that no file can have, or that a running server has."""
+    check_form(name)
+    if name in list_servers():
+        raise UsageError(f"a server {name} runs already", remedy="choose another --name")
+
+
+def check_form(name: str) -> None:
+    """Raise UsageError for a name that no file can have."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
         raise UsageError(
             "no such server name is possible",
             expected="letters, digits, '_', '-' or '.', beginning with a letter or digit",
             found=repr(name),
         )
-    if name in list_servers():
-        raise UsageError(f"a server {name} runs already", remedy="choose another --name")
 
 
 def list_servers() -> dict[str, Endpoint]:
@@ -99,3 +124,131 @@ def find_endpoint(name: str | None = None) -> Endpoint:
         found=f"servers: {names}",
         remedy="choose one with --server NAME" if servers else "start one: marwright serve",
     )
+
+
+@dataclass(frozen=True)
+class Record:
+    """A supervisor, and the server that it holds."""
+
+    name: str
+    """The server's; empty while it has none yet."""
+    pid: int
+    start: str
+    """When the supervisor's process began, as read_start_time says it: numbers are used again."""
+    since: str
+    """When it began, ISO 8601."""
+    config: str = ""
+    """The deploy.yaml, resolved; empty where there is none."""
+    run_folder: str = ""
+    health_url: str = ""
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the supervisor runs."""
+        return read_start_time(self.pid) == self.start
+
+    def send(self, number: signal.Signals) -> None:
+        """Send the supervisor a signal, and no other process that has its number now.
+
+        Raises:
+            NoServerError: it has ended.
+        """
+        try:
+            descriptor = os.pidfd_open(self.pid)
+            try:
+                if not self.is_alive:
+                    raise ProcessLookupError
+                signal.pidfd_send_signal(descriptor, number)
+            finally:
+                os.close(descriptor)
+        except ProcessLookupError as exc:
+            raise NoServerError(
+                f"the supervisor of {self.name} has ended", found=f"no process {self.pid}"
+            ) from exc
+
+
+class Claim:
+    """What only one supervisor may have: a name, or a configuration file."""
+
+    def __init__(self, path: Path, stream: IO[bytes]) -> None:
+        self._path = path
+        self._stream = stream
+        self.previous = _read_record(path)
+        """Who had it and was killed, if anybody."""
+
+    def write(self, record: Record) -> None:
+        """Say who has it."""
+        self._stream.truncate(0)
+        self._stream.write(json.dumps(asdict(record)).encode())
+
+    def release(self) -> None:
+        """Let others have it."""
+        self._path.unlink(missing_ok=True)
+        self._stream.close()
+
+
+def claim(name: str | None = None, *, config: Path | None = None) -> Claim:
+    """Take a name or a configuration file, until `release` or the end of this process.
+
+    Raises:
+        ServerError: another supervisor has it.
+    """
+    path = announce_folder() / (f"{name}.lock" if name else f"_{_digest(config)}.lock")
+    with translate_os_errors(f"write {path}"):
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        stream = lock_file(path)
+    if stream is not None:
+        return Claim(path, stream)
+    holder = _read_record(path)
+    raise ServerError(
+        f"{f'a server {name}' if name else config} is served already",
+        found=f"process {holder.pid if holder else 'unknown'} has it"
+        + (f", the server {holder.name}" if holder and holder.name else ""),
+        remedy="stop it first: marwright stop; or choose another --name"
+        if name
+        else "change what it serves: marwright apply; or stop it: marwright stop",
+    )
+
+
+def list_records() -> dict[str, Record]:
+    """Return the servers by name, with those whose supervisor was killed and whose folder is left.
+
+    The records of others that are gone are removed.
+    """
+    records = {}
+    for path in sorted(announce_folder().glob("*.lock")):
+        record = _read_record(path)
+        if record is None or path.name.startswith("_"):
+            continue
+        if record.is_alive or (record.run_folder and Path(record.run_folder).exists()):
+            records[record.name] = record
+    return records
+
+
+def find_record(name: str | None = None) -> Record:
+    """Return the named server's record, or the only one's; raises what find_endpoint raises."""
+    records = list_records()
+    if name is not None and name in records:
+        return records[name]
+    if name is None and len(records) == 1:
+        return next(iter(records.values()))
+    names = ", ".join(records) or "none"
+    if name is None and records:
+        raise UsageError("several servers run here", found=names, remedy="name one of them")
+    raise NoServerError(
+        "no server runs here" if name is None else f"no server {name} runs here",
+        found=f"servers: {names}",
+        remedy="name another one" if records else "start one: marwright serve",
+    )
+
+
+def _read_record(path: Path) -> Record | None:
+    """Return what a claim says; None where that is nothing yet."""
+    try:
+        return Record(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _digest(config: Path | None) -> str:
+    return hashlib.sha256(str(config).encode()).hexdigest()[:16]

@@ -7,39 +7,35 @@ server trips over, returns 0 where Java is missing, and hides the server's exit 
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
-import os
-import re
 import shutil
 import signal
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from importlib import resources
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
-import yaml
-
-from marwright.archive.policy import POLICY_NAME, Policy, admit, find_policy
-from marwright.archive.reader import Archive, read_manifest
+from marwright.archive.policy import Policy, find_policy
 from marwright.client import Client, Endpoint
 from marwright.errors import (
-    ArchiveError,
     ClientError,
     MarwrightError,
+    ModelLoadError,
+    ModelNotFoundError,
     NotReadyError,
     PortTakenError,
     ServerDiedError,
     ServerError,
 )
-from marwright.server.eager_batches import write_eager_model
-from marwright.server.java import find_java
+from marwright.server.deployment import Deployment, ModelEntry
+from marwright.server.launch import STAGING, Launch, clear_run_folder, make_run_folder
 from marwright.server.ports import Ports
-from marwright.server.properties import DEFAULTS, render_properties
+from marwright.server.process import Process
+from marwright.server.properties import read_properties
+from marwright.server.readback import compare_properties
+from marwright.server.staging import Staging
+from marwright.server.state import compare, read_state
+from marwright.server.wanted import Wanted, list_wanted, read_wanted
 from marwright.server.worker_log import read_failures, read_tail
 from marwright.storage import translate_os_errors
 
@@ -50,16 +46,7 @@ GRACE_SECONDS = 10.0
 POLL_SECONDS = 0.05
 NO_FOLDER = Path()
 """The run folder of a server that was not started yet."""
-LONGEST_FOLDER = 80
-"""Characters: worker sockets lie below it, and a Unix socket's path ends at 107."""
 PORT_TRIES = 3
-THREAD_LIMITS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-SPIN_COUNT = "30000"
-"""How long a thread of torch's stays awake for its next piece of work: a tenth of GNU OpenMP's own.
-
-Where other work had the cores, a batch then took 2.8 ms instead of 45; elsewhere as long as before.
-"""
-CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 
 
 class TorchServe:
@@ -69,16 +56,23 @@ class TorchServe:
         with TorchServe(Path("model_store"), models=["cnn.mar"]) as server:
             print(server.client.predict("cnn", Path("seven.png")).json())
 
-    `models` are file names in the store, loaded at start. `properties` override the defaults of
-    marwright.server.properties; `ports` None means free ones. `policy` says which archives may be
-    loaded and registered; a policy file in the store does so too. With `eager_batches` a worker
-    takes the requests that wait and begins, and maxBatchDelay counts microseconds
-    (marwright.server.eager_batches). `timeout` is the deadline in
-    seconds for the whole start. Entering returns once every model has its workers READY, and raises
-    a ServerError that says why not otherwise; leaving ends the process group and removes the
-    private run folder (mode 0700) that holds tokens, sockets, temporary files and, without `logs`,
-    the log.
+    `models` are file names in the store, loaded at start. `properties` are keys of
+    config.properties that are to differ from marwright's; `ports` None means free ones. `policy`
+    says which archives may be loaded and registered; a policy file in the store does so too. With
+    `eager_batches` a worker takes the requests that wait and begins, and maxBatchDelay counts
+    microseconds (marwright.server.frontend). `timeout` is the deadline in seconds for the
+    whole start. All this and more stands in a deployment: see `deploy`. Entering returns once every
+    model has its workers READY, and raises a ServerError that says why not otherwise; leaving ends
+    the process group and removes the private run folder (mode 0700) that holds tokens, sockets,
+    temporary files and, without `logs`, the log.
     """
+
+    linger = 0.0
+    """Seconds that the server outlives this process, to be adopted by another."""
+    health_url = ""
+    """Where its supervisor answers, if it has one."""
+    log_offset = 0
+    """Bytes of the log that are older than the last start."""
 
     def __init__(
         self,
@@ -92,18 +86,58 @@ class TorchServe:
         timeout: float = 120.0,
         logs: Path | None = None,
     ) -> None:
-        self.store = store.resolve()
-        self.models = tuple(models)
-        self.properties = {**DEFAULTS, **(properties or {})}
-        self.eager_batches = eager_batches
-        self.timeout = timeout
+        deployment = Deployment.model_validate(
+            {
+                "store": store.resolve(),
+                "models": [{"archive": file} for file in models],
+                "properties": dict(properties or {}),
+                "eager_batches": eager_batches,
+                "logging": {"folder": logs and logs.resolve()},
+                "supervision": {"start_timeout": timeout},
+            }
+        )
+        self._set_up(deployment, policy=policy, ports=ports)
+
+    @classmethod
+    def deploy(cls, deployment: Deployment, *, partial: bool = False) -> TorchServe:
+        """Return the server that a deployment describes, not started yet.
+
+        With `partial`, what cannot be loaded does not keep the rest from being served: `refused`
+        and `failed` name it.
+        """
+        server = cls.__new__(cls)
+        ports = None if deployment.ports == "free" else Ports.from_deployment(deployment)
+        server._set_up(deployment, ports=ports, partial=partial)
+        return server
+
+    def _set_up(
+        self,
+        deployment: Deployment,
+        *,
+        policy: Policy | None = None,
+        ports: Ports | None = None,
+        partial: bool = False,
+        run_folder: Path = NO_FOLDER,
+    ) -> None:
+        self.deployment = deployment
+        self.store = deployment.store.resolve()
+        self.timeout = deployment.supervision.start_timeout
+        self.partial = partial
         self._wanted_ports = ports
-        self._logs = logs
-        self._guard: subprocess.Popen[bytes] | None = None
-        self._client: Client | None = None
-        self._expected = self._read_archives()
-        self.policy = find_policy(self.store, policy)
-        self.run_folder = NO_FOLDER
+        if run_folder == NO_FOLDER:
+            self._process: Process | None = None
+            self._client: Client | None = None
+        if not self.store.is_dir():
+            raise ServerError(
+                f"there is no store {self.store}", remedy="create it, or pass another --store"
+            )
+        self.policy = find_policy(self.store, policy or deployment.read_policy())
+        self.refused: dict[str, MarwrightError] = {}
+        """Archives that were not loaded, by file name."""
+        self.failed: dict[tuple[str, str], ModelLoadError] = {}
+        """Versions whose workers ended while they loaded, by model and version."""
+        self.wanted = self._read_wanted()
+        self.run_folder = run_folder
         self.ready_seconds = 0.0
         """From the start of the process to the last worker READY."""
 
@@ -134,27 +168,27 @@ class TorchServe:
     @property
     def log_file(self) -> Path:
         """The server's log; workers' output is in it."""
-        return (self._logs or self.run_folder / "logs").resolve() / "server.log"
+        folder = self.deployment.logging.folder or self.run_folder / "logs"
+        return folder.resolve() / "server.log"
+
+    @property
+    def staging(self) -> Staging:
+        """The archives as TorchServe reads them."""
+        return Staging(self.run_folder / STAGING, self.policy)
 
     @property
     def exit_status(self) -> int | None:
         """The server's exit status where it ended by itself; None while it runs."""
-        with contextlib.suppress(OSError, ValueError):
-            return int((self.run_folder / "exit_status").read_text(encoding="ascii"))
-        return None if self._guard is None or self._guard.poll() is None else 1
+        return None if self._process is None else self._process.exit_status
 
     def start(self) -> None:
         """Start the server and wait for its models; see the class for what is raised."""
-        if self._guard is not None:
+        if self._process is not None:
             raise ServerError("the server is running", remedy="stop() it first")
-        for file in self.models:  # now, not when the object was made: the store may change
-            admit(self.store / file, self.policy)
         for attempt in range(1, PORT_TRIES + 1):
             ports = self._wanted_ports or Ports.find_free()
-            ports.check_free()
             try:
-                self._launch(ports)
-                self._wait_until_ready(self._expected, time.monotonic() + self.timeout)
+                self._start(ports)
                 return
             except PortTakenError:
                 # Between finding a free port and the server's bind another process took it.
@@ -165,29 +199,65 @@ class TorchServe:
                 self.stop()
                 raise
 
+    def restart(self, deployment: Deployment | None = None) -> None:
+        """Start again in the same run folder, at the same ports, after ending what runs.
+
+        Raises what `start` raises; then nothing runs, and the run folder waits for another try.
+        """
+        self._end(keep_folder=True)
+        ports = None if self._client is None else Ports.from_properties(self._read_properties())
+        if deployment is not None:
+            self._set_up(deployment, run_folder=self.run_folder, partial=self.partial)
+            if deployment.ports != "free":
+                ports = Ports.from_deployment(deployment)
+        else:
+            self._set_up(self.deployment, run_folder=self.run_folder, partial=self.partial)
+        try:
+            self._start(ports or Ports.find_free())
+        except BaseException:
+            self._end(keep_folder=True)
+            raise
+
+    @classmethod
+    def adopt(cls, run_folder: Path) -> TorchServe:
+        """Take over a running server whose supervisor died; it is not interrupted.
+
+        Raises:
+            ServerError: it is held by another, or gone.
+        """
+        process = Process.adopt(run_folder, grace=GRACE_SECONDS)
+        server = cls.__new__(cls)
+        with translate_os_errors(f"read {run_folder}"):
+            text = (run_folder / "deployment.json").read_text(encoding="utf-8")
+        server._set_up(Deployment.model_validate_json(text), run_folder=run_folder, partial=True)
+        server._process = process
+        server._client = Client(Endpoint.read(run_folder / "endpoint.json"))
+        server._wanted_ports = Ports.from_properties(server._read_properties())
+        return server
+
     def stop(self) -> None:
         """End the whole process group and remove the run folder; safe to call twice."""
+        self._end(keep_folder=False)
+
+    def _end(self, *, keep_folder: bool) -> None:
         if self._client is not None:
             self._client.close()
-            self._client = None
-        guard, self._guard = self._guard, None
-        if guard is not None:
-            if guard.stdin is not None:
-                guard.stdin.close()  # the guard now ends the group
-            try:
-                guard.wait(timeout=GRACE_SECONDS + 10)
-            except subprocess.TimeoutExpired:
-                guard.kill()
-                guard.wait()
-        if self.run_folder != NO_FOLDER:
-            self._end_orphans()
+            if not keep_folder:
+                self._client = None
+        process, self._process = self._process, None
+        if process is not None:
+            process.end(keep_folder=keep_folder)
+        elif self.run_folder != NO_FOLDER and not keep_folder:
             shutil.rmtree(self.run_folder, ignore_errors=True)
 
-    def _end_orphans(self) -> None:
-        """End a server whose guard was killed; a guard that ends in order removes the file."""
-        with contextlib.suppress(OSError, ValueError):
-            group = int((self.run_folder / "server_pid").read_text(encoding="ascii"))
-            os.killpg(group, signal.SIGKILL)
+    def _start(self, ports: Ports) -> None:
+        ports.check_free()
+        self._launch(ports)
+        self._wait_until_ready(time.monotonic() + self.timeout)
+
+    def _read_properties(self) -> dict[str, str]:
+        """Return what the running server was started with."""
+        return read_properties(self.run_folder / "config.properties")
 
     def wait(self) -> int:
         """Block until the server ends by itself; return its exit status."""
@@ -195,144 +265,136 @@ class TorchServe:
             time.sleep(0.2)
         return status
 
-    def _read_archives(self) -> set[tuple[str, str]]:
-        """Return (name, version) of every archive to load; refuse broken ones and doubles."""
-        if not self.store.is_dir():
-            raise ServerError(
-                f"there is no store {self.store}", remedy="create it, or pass another --store"
-            )
-        expected: dict[tuple[str, str], str] = {}
-        for file in self.models:
-            manifest = read_manifest(self.store / file)
-            key = manifest.name, manifest.version
-            if key in expected:
-                raise ServerError(
-                    f"{expected[key]} and {file} are both {key[0]} {key[1]}",
-                    remedy="pack one of them with another --version",
-                )
-            expected[key] = file
-        return set(expected)
+    def _read_wanted(self) -> list[Wanted]:
+        """Return what is to be loaded; of a partial start, what can be read of it."""
+        if not self.partial:
+            return list_wanted(self.deployment)
+        entries = self.deployment.models
+        if entries is None:
+            files = sorted(path.name for path in self.store.glob("*.mar"))
+            entries = [ModelEntry(archive=file) for file in files]
+        readable = []
+        for entry in entries:
+            try:
+                read_wanted(self.deployment, entry)
+                readable.append(entry)
+            except MarwrightError as exc:
+                self.refused[entry.archive] = exc
+        models = {"models": readable} if self.deployment.models is not None or self.refused else {}
+        return list_wanted(self.deployment.model_copy(update=models))
+
+    def _stage(self) -> dict[tuple[str, str], str]:
+        """Bring the wanted archives where TorchServe reads them; return their names there."""
+        staging, files = self.staging, {}
+        for item in self.wanted:
+            try:
+                files[item.key] = staging.stage(item)
+            except MarwrightError as exc:
+                if not self.partial:
+                    raise
+                self.refused[item.path.name] = exc
+                staging.unstage(item.path.name)  # what an earlier start brought in
+        return files
 
     def _launch(self, ports: Ports) -> None:
         """Fill the run folder and start the guard, which starts the server."""
-        java = find_java()
-        spec = importlib.util.find_spec("ts")
-        if spec is None or spec.origin is None:
-            raise ServerError(
-                "TorchServe is not installed", remedy="install it: pip install 'torchserve==0.12.0'"
-            )
-        package = Path(spec.origin).parent
         with translate_os_errors("make the server's run folder"):
-            self.run_folder = _make_run_folder()
-            for name in ("tmp", "workflows"):
-                (self.run_folder / name).mkdir()
+            if self.run_folder == NO_FOLDER or not self.run_folder.exists():
+                self.run_folder = make_run_folder()
+            clear_run_folder(self.run_folder)
             self.log_file.parent.mkdir(parents=True, exist_ok=True)
-            self._log_offset = self.log_file.stat().st_size if self.log_file.exists() else 0
-            configuration = self.run_folder / "config.properties"
-            configuration.write_text(self._render(ports), encoding="utf-8")
-            output = (self.run_folder / "output.log").open("wb")
-        command = [
-            str(java.path),
-            f"-Dmodel_server_home={package.parent}",
-            f"-Djava.io.tmpdir={self.run_folder / 'tmp'}",
-            f"-Dlog4j.configurationFile={_find_file('log4j2.xml').as_uri()}",
-            *self.properties.get("vmargs", "").split(),
-            *("-cp", self._class_path(package / "frontend")),
-            "org.pytorch.serve.ModelServer",
-            *("--python", sys.executable),
-            *("-f", str(configuration)),
-            "-ncs",  # no snapshots: what is to run is said by whoever starts the server
-        ]
-        guard = [sys.executable, "-I", "-S", str(Path(__file__).with_name("guard.py"))]
-        self._launched = time.monotonic()
-        with output:
-            self._guard = subprocess.Popen(
-                [*guard, str(self.run_folder), str(GRACE_SECONDS), *command],
-                cwd=self.run_folder,
-                env=self._environment(),
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C is for us: we then stop the server in order
-            )
-        addresses = ports.to_properties()
-        tokens_on = self.properties["disable_token_authorization"] != "true"
-        endpoint = Endpoint(
-            inference_url=addresses["inference_address"],
-            management_url=addresses["management_address"],
-            metrics_url=addresses["metrics_address"],
-            key_file=self.run_folder / "key_file.json" if tokens_on else None,
-            model_store=self.store,
+            self.log_offset = self.log_file.stat().st_size if self.log_file.exists() else 0
+        launch = Launch(
+            deployment=self.deployment,
+            policy=self.policy,
+            wanted=self.wanted,
+            files=self._stage(),
+            run_folder=self.run_folder,
             log_file=self.log_file,
-            policy=self._write_policy(),
         )
-        endpoint.write(self.run_folder / "endpoint.json")
+        properties = launch.write_properties(ports)
+        endpoint = replace(launch.make_endpoint(properties), health_url=self.health_url)
+        command = launch.make_command(properties, key_file=endpoint.supervisor_key)
+        self._launched = time.monotonic()
+        self._process = Process.start(
+            self.run_folder,
+            command,
+            environment=launch.make_environment(),
+            grace=GRACE_SECONDS,
+            linger=self.linger,
+        )
         self._client = Client(endpoint)
+        endpoint.write(self.run_folder / "endpoint.json")
 
-    def _class_path(self, frontend: Path) -> str:
-        """Return where Java finds the server's classes, and ours before them."""
-        folder = self.run_folder / "classes"
-        if self.eager_batches and write_eager_model(frontend / "model-server.jar", folder):
-            return os.pathsep.join([str(folder), str(frontend / "*")])
-        return str(frontend / "*")
-
-    def _write_policy(self) -> Path | None:
-        """Write the policy where those who register look for it, and nobody else can change it."""
-        if self.policy is None:
-            return None
-        path = self.run_folder / POLICY_NAME
-        self.policy.write(path)
-        return path
-
-    def _render(self, ports: Ports) -> str:
-        return render_properties(
-            {
-                "metrics_config": str(_find_file("metrics.yaml")),
-                **self.properties,
-                **ports.to_properties(),
-                "model_store": str(self.store),
-                "workflow_store": str(self.run_folder / "workflows"),
-                **({"load_models": ",".join(self.models)} if self.models else {}),
-            }
-        )
-
-    def _environment(self) -> dict[str, str]:
-        """Return the environment: temporary files and logs below the run folder."""
-        temporary = str(self.run_folder / "tmp")
-        logs = str(self.log_file.parent)
-        return {
-            **{key: value for key, value in os.environ.items() if not key.startswith("TS_")},
-            **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), temporary),
-            **dict.fromkeys(("LOG_LOCATION", "METRICS_LOCATION"), logs),
-            **self._limit_threads(),
-        }
-
-    def _limit_threads(self) -> dict[str, str]:
-        """Divide the cores among the workers, before anything in one of them makes threads.
-
-        Two workers with a thread for every core are 19 times slower than with one each. What the
-        user's environment says stands.
-        """
-        workers = sum(_read_workers(self.store / file) for file in self.models)
-        threads = str(max(1, _count_cores() // workers if workers else 1))
-        limits = dict.fromkeys(THREAD_LIMITS, threads)
-        if "OMP_WAIT_POLICY" not in os.environ:
-            limits["GOMP_SPINCOUNT"] = SPIN_COUNT
-        return {name: value for name, value in limits.items() if name not in os.environ}
-
-    def _wait_until_ready(self, expected: set[tuple[str, str]], deadline: float) -> None:
+    def _wait_until_ready(self, deadline: float) -> None:
         """Poll under one deadline: process alive, API up, every model's workers READY."""
         self._poll(self._api_answers, deadline, "the management API to answer")
-        waiting = set(expected)
+        self._register_idle()
+        waiting = [item for item in self.wanted if item.path.name not in self.refused]
 
         def all_ready() -> bool:
-            for name, version in sorted(waiting):
-                if self.client.models.describe(name, version).ready:
-                    waiting.discard((name, version))
+            waiting[:] = [item for item in waiting if not self._is_settled(item)]
             return not waiting
 
-        self._poll(all_ready, deadline, "READY workers")
+        try:
+            self._poll(all_ready, deadline, "READY workers")
+        except NotReadyError:
+            if not self.partial:  # else the others serve, and the supervisor watches these
+                raise
         self.ready_seconds = time.monotonic() - self._launched
+        if not self.partial and (differences := self.list_differences()):
+            raise ServerError(
+                "the server does not run as it was configured",
+                found=differences[0],
+                remedy="this is a mistake of marwright's, or of another version of TorchServe",
+                detail="\n".join(differences),
+            )
+
+    def list_differences(self) -> list[str]:
+        """Return where what the server says of itself differs from what was wanted at its start."""
+        wanted = [item for item in self.wanted if item.path.name not in self.refused]
+        return [
+            # `properties` may have told TorchServe to load others too.
+            *compare(wanted, read_state(self.client), others=False),
+            *compare_properties(self.log_file, self._read_properties()),
+        ]
+
+    def _register_idle(self) -> None:
+        """Register the versions without workers: at its start TorchServe gives each one at least.
+
+        An archive says in vain that it wants none, unless its maxWorkers is 0: TorchServe then
+        takes the registration's own number (ModelConfig, ApiUtils.handleRegister).
+        """
+        for item in self.wanted:
+            if item.workers or item.path.name in self.refused:
+                continue
+            try:
+                self.client.models.register(item.path.name, workers=0, synchronous=False)
+                if item.default:
+                    self.client.models.set_default(item.name, item.version, force=True)
+            except MarwrightError as exc:
+                if not self.partial:
+                    raise
+                self.refused[item.path.name] = exc
+
+    def _is_settled(self, item: Wanted) -> bool:
+        """Whether a version has what it is to have, or never will."""
+        if item.key in self.failed:
+            return True
+        try:
+            described = self.client.models.describe(*item.key)
+        except ModelNotFoundError as exc:
+            # It loads them all before it opens its ports.
+            error = ServerError(
+                f"TorchServe did not load {item.path.name}",
+                remedy="look into it: marwright check FILE.mar; the log's last lines are below",
+                detail=read_tail(self.log_file),
+            )
+            if not self.partial:
+                raise error from exc
+            self.refused[item.path.name] = error
+            return True
+        return described.ready_workers >= item.workers
 
     def _api_answers(self) -> bool:
         key_file = self.endpoint.key_file
@@ -389,29 +451,11 @@ class TorchServe:
         )
 
     def _check_workers(self) -> None:
-        for failure in read_failures(self.log_file, offset=self._log_offset):
-            raise failure.to_error()
-
-
-def _count_cores() -> int:
-    """Return the cores this process may use: affinity, and a container's quota (cgroup v2)."""
-    cores = len(os.sched_getaffinity(0))
-    with contextlib.suppress(OSError, ValueError):  # no container, or "max"
-        quota, period = CPU_LIMIT.read_text(encoding="ascii").split()
-        cores = min(cores, max(1, int(quota) // int(period)))
-    return cores
-
-
-def _read_workers(path: Path) -> int:
-    """Return how many workers an archive starts with; 1 where it does not say."""
-    with (
-        contextlib.suppress(ArchiveError, yaml.YAMLError, AttributeError, TypeError, ValueError),
-        Archive.open(path) as archive,
-    ):
-        if archive.manifest.config_file:
-            values = yaml.safe_load(archive.read(archive.manifest.config_file))
-            return max(1, int(values.get("minWorkers", 1)))
-    return 1
+        for failure in read_failures(self.log_file, offset=self.log_offset):
+            error = failure.to_error()
+            if not self.partial:
+                raise error
+            self.failed[failure.model, failure.version] = error
 
 
 def list_archives(store: Path) -> list[str]:
@@ -419,27 +463,4 @@ def list_archives(store: Path) -> list[str]:
 
     TorchServe makes the first version that it loads the default one.
     """
-    manifests = {path.name: read_manifest(path) for path in sorted(store.glob("*.mar"))}
-    return sorted(
-        manifests,
-        key=lambda file: (
-            manifests[file].name,
-            [
-                (part.isdigit(), int(part) if part.isdigit() else 0, part)
-                for part in re.split(r"[._-]", manifests[file].version)
-            ],
-        ),
-    )
-
-
-def _make_run_folder() -> Path:
-    """Make a private folder (0700) whose path leaves room for a socket's name."""
-    base = Path(tempfile.gettempdir()).resolve()
-    if len(str(base)) > LONGEST_FOLDER - len("/marwright-12345678"):
-        base = Path("/tmp")
-    return Path(tempfile.mkdtemp(prefix="marwright-", dir=base))
-
-
-def _find_file(name: str) -> Path:
-    """Return a file that comes with this package."""
-    return Path(str(resources.files("marwright.server") / name))
+    return [item.path.name for item in list_wanted(Deployment(store=store))]

@@ -8,18 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from marwright.errors import ModelLoadError
+from marwright.server.log import parse_line
 
 __all__ = ["read_failures", "read_tail", "WorkerFailure"]
 
-# Worker output reaches the log through Java threads named W-<port>-<model>_<version>-stdout
-# (org.pytorch.serve.wlm.WorkerLifeCycle.ReaderThread).
-_LINE = re.compile(
-    r"^\S+ \[\w+ *\] W-(?P<worker>\d+)-(?P<model>.+)_(?P<version>[^_]+)-std(?P<stream>out|err)"
-    r" (?:MODEL_LOG|org\.pytorch\.serve\.wlm\.WorkerLifeCycle) - (?P<text>.*)$"
-)
 SILENT_DEATHS = 3
 """Starts of one worker, none of which got READY, that count as a death without a traceback."""
 
+_WORKER_LOGGERS = ("MODEL_LOG", "org.pytorch.serve.wlm.WorkerLifeCycle")
 _DIED = "Backend worker process died."
 # What TorchServe says before the traceback that ended the worker (ts/model_service_worker.py). A
 # handler may have logged others before, of exceptions that it had caught.
@@ -83,20 +79,20 @@ class WorkerFailure:
 def read_failures(path: Path, *, offset: int = 0) -> list[WorkerFailure]:
     """Return the workers that died after the log's first `offset` bytes, in order."""
     output: dict[tuple[str, str, str], dict[str, list[str]]] = {}
-    for line in _read(path, offset).splitlines():
-        if match := _LINE.match(line):
-            key = match["worker"], match["model"], match["version"]
+    for line in map(parse_line, _read(path, offset)):
+        if line.stream and line.logger in _WORKER_LOGGERS:
+            key = str(line.worker), line.model, line.version
             # Two threads write the two streams, so that lines of one may part those of the other.
-            streams = output.setdefault(key, {"out": [], "err": []})
-            streams[match["stream"]].append(match["text"])
+            streams = output.setdefault(key, {"stdout": [], "stderr": []})
+            streams[line.stream].append(line.message)
     failures = []
     for (_, model, version), streams in output.items():
-        lines = streams["out"]
+        lines = streams["stdout"]
         traceback = _find_traceback(lines)
         starts = sum(line.startswith(_STARTED) for line in lines)
         ends = sum(_ENDED.match(line) is not None for line in lines)
         if max(starts, ends) >= SILENT_DEATHS:
-            traceback = traceback or _find_traceback(streams["err"])
+            traceback = traceback or _find_traceback(streams["stderr"])
         elif not (traceback and (_DIED in lines or (ends and _count_last_words(lines)))):
             # Alive, or its last words are still on their way into the log. TorchServe stops a
             # worker that answers 500 to a load, often before that one can say that it died.
@@ -106,20 +102,28 @@ def read_failures(path: Path, *, offset: int = 0) -> list[WorkerFailure]:
 
 
 def read_tail(path: Path, *, lines: int = 15) -> str:
-    """Return the last lines of a log, without Java's stack frames."""
-    kept = [line for line in _read(path, 0).splitlines() if not line.startswith("\tat ")]
+    """Return the last lines of a log in plain text, without Java's stack frames."""
+    written = [text for text in _read(path, 0) if not text.startswith(b"\tat ")]
+    kept: list[str] = []
+    for line in map(parse_line, written[-lines:]):
+        who = f"{line.level} {line.logger} - " if line.logger else ""
+        trace = [row for row in line.exception.split("\n") if row and not row.startswith("\tat ")]
+        kept += [f"{who}{line.message}", *trace]
     return "\n".join(kept[-lines:])
 
 
-def _read(path: Path, offset: int) -> str:
+def _read(path: Path, offset: int) -> list[bytes]:
+    """Return the whole lines after an offset."""
     try:
+        if not path.is_file():
+            return []  # not written yet, or a device, which has no end
         with path.open("rb") as stream:
             if stream.seek(0, os.SEEK_END) < offset:
                 offset = 0  # the log was rotated in between
             stream.seek(offset)
-            return stream.read().decode("utf-8", "replace")
+            return [line for line in stream.read().split(b"\n") if line.strip()]
     except OSError:
-        return ""  # not written yet, or not ours to read: there is nothing to tell
+        return []  # not ours to read: there is nothing to tell
 
 
 def _count_last_words(lines: list[str]) -> int:

@@ -1,0 +1,130 @@
+"""`marwright status`, `marwright stop`, `marwright restart`: the servers that run here."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from marwright.cli.options import Json
+from marwright.cli.output import print_json, print_section, print_table, say
+
+if TYPE_CHECKING:
+    from marwright.server.registry import Record
+
+__all__ = ["restart", "status", "stop"]
+
+Name = Annotated[
+    str | None, typer.Argument(help="The server's name; not needed where only one runs.")
+]
+
+
+def status(
+    name: Annotated[
+        str | None, typer.Argument(help="A server's name; all of them if not given.")
+    ] = None,
+    live: Annotated[
+        bool, typer.Option("--live", help="Exit 0 where supervisor and Java run, 1 otherwise.")
+    ] = False,
+    ready: Annotated[
+        bool,
+        typer.Option(
+            "--ready", help="Exit 0 where every wanted version has its workers and answers."
+        ),
+    ] = False,
+    started: Annotated[
+        bool, typer.Option("--started", help="Exit 0 where it was ready at least once.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Show the servers that run here: models, workers, memory, and what is wrong.
+
+    Exit status 1 where none runs, or a question's answer is no.
+    """
+    from marwright.server.inspection import inspect_server
+    from marwright.server.registry import find_record, list_records
+
+    records = [find_record(name)] if name is not None else list(list_records().values())
+    if not records:
+        find_record()  # raises, and says what to do
+    found = [inspect_server(record) for record in records]
+    if as_json:
+        print_json(found)
+    else:
+        for item in found:
+            _print_server(item, several=len(found) > 1)
+    asked = [key for key, on in (("live", live), ("ready", ready), ("started", started)) if on]
+    if not all(item[key] for item in found for key in asked):
+        raise typer.Exit(1)
+
+
+def stop(
+    name: Name = None,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds that it may take.")] = 60.0,
+) -> None:
+    """Stop a server in order: it answers what it holds, and its processes and run folder go."""
+    from marwright.server.inspection import stop_server
+
+    record = _find(name)
+    stop_server(record, timeout=timeout)
+    say(f"stopped {record.name}")
+
+
+def restart(
+    name: Name = None,
+    timeout: Annotated[
+        float, typer.Option(min=1, help="Seconds until every model must be ready again.")
+    ] = 180.0,
+) -> None:
+    """Start a server again, with its configuration as it is now; return once it is ready.
+
+    Nobody is answered meanwhile: it is one server. What can change without that: marwright apply.
+    """
+    from marwright.server.inspection import restart_server
+
+    record = _find(name)
+    seconds = restart_server(record, timeout=timeout)
+    say(f"restarted {record.name}; it was away for {seconds:.1f} s")
+
+
+def _find(name: str | None) -> Record:
+    from marwright.server.registry import find_record
+
+    return find_record(name)
+
+
+def _print_server(item: dict[str, Any], *, several: bool) -> None:
+    if several:
+        print(f"\n{item['name']}:")
+    facts = {
+        "server": item["name"],
+        "state": item["phase"] + (", ready" if item["ready"] else ", not ready"),
+        "supervisor": f"process {item['pid']}, since {item['since']}",
+        "address": item.get("address") or "none yet",
+        "health": item["health_url"] or "none yet",
+        "restarts": item.get("restarts", 0),
+        "configuration": item["config"] or "the command line",
+        "log": item.get("log") or "none yet",
+    }
+    print_table(["", ""], [[key, value] for key, value in facts.items()])
+    rows = [
+        [
+            model["name"],
+            model["version"],
+            "yes" if model["default"] else "",
+            f"{model['ready_workers']} of {model['workers']}",
+            f"{model['memory_bytes'] >> 20} MiB",
+            model["problem"] or "ready",
+        ]
+        for model in item["models"]
+    ]
+    headers = ["model", "version", "default", "workers", "memory", "state"]
+    print_section("", headers, rows)
+    for text in item["problems"]:
+        say(f"problem: {text}")
+    for text in item.get("differences", ()):
+        say(f"difference: {text}")
+    for model in item["models"]:
+        if model["detail"]:
+            say(f"{model['name']} {model['version']}:")
+            say("\n".join(f"    {line}" for line in model["detail"].splitlines()))

@@ -1,0 +1,241 @@
+"""Care for the workers of one running server: how they are, and what is to be done about it."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from marwright.client import Client
+from marwright.errors import ClientError, MarwrightError
+from marwright.server.change import RUNNING_NAME
+from marwright.server.deployment import Deployment
+from marwright.server.plan import Step, carry_out, make_plan
+from marwright.server.probe import Probe
+from marwright.server.registration import start_version
+from marwright.server.state import State, compare, read_state
+from marwright.server.status import VersionStatus, describe_versions
+from marwright.server.torchserve import TorchServe
+from marwright.server.wanted import Wanted, list_wanted
+from marwright.server.worker_log import read_failures
+from marwright.storage import hold_path
+
+__all__ = ["Care", "View"]
+
+_log = logging.getLogger(__name__)
+
+LOG_SECONDS = 5.0
+"""Between two readings of the log for why workers die."""
+RETRY_SECONDS = 300
+"""How long TorchServe starts a dead worker again, where the archive does not say."""
+RENEW_SECONDS = 60.0
+"""Between two renewals of one version's workers: one that is large at once would never end."""
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+Key = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class View:
+    """What one look found."""
+
+    models: tuple[VersionStatus, ...]
+    differences: tuple[str, ...]
+    job: Callable[[], None] | None
+    """What is to be done, and takes its time."""
+
+
+class Care:
+    """Looks at a server's versions; belongs to one start of it."""
+
+    def __init__(self, client: Client, server: TorchServe) -> None:
+        self._client = client
+        self._server = server
+        self._offset = server.log_offset
+        self._looked = 0.0
+        self._stamp = 0
+        self._failures: dict[Key, MarwrightError] = dict(server.failed)
+        self._said: set[Key] = set(self._failures)
+        for key, error in [*server.failed.items(), *server.refused.items()]:
+            name = key if isinstance(key, str) else " ".join(key)
+            _log.error("%s: %s", name, error, extra={"detail": error.detail})
+        self._lacking_since: dict[Key, float] = {}
+        self._renewed: dict[Key, float] = {}
+
+    def look(self, state: State, probe: Probe, memory_limit: int | None) -> View:
+        """Return how each wanted version is, and the most urgent thing to do.
+
+        `memory_limit` in bytes holds for workers of which deploy.yaml does not say another.
+        """
+        server = self._server
+        wanted = list(server.wanted)
+        live = {item.key: state.versions[item.key] for item in wanted if item.key in state.versions}
+        ready = [i for i in wanted if i.key in live and live[i.key].ready_workers >= i.workers]
+        lacking = [item for item in wanted if item not in ready]
+        self._read_failures(ready, lacking)
+        probe.ask(self._client, server.staging.folder, [item for item in ready if item.workers])
+        pids = [w.pid for version in live.values() for w in version.workers if w.pid > 0]
+        memory = {pid: read_resident(pid) for pid in pids}
+        models = describe_versions(
+            wanted,
+            state,
+            failures=self._failures,
+            refused=server.refused,
+            probe=probe,
+            memory=memory,
+        )
+        job = self._find_given_up(lacking, state) or self._find_heavy(
+            ready, state, memory, memory_limit
+        )
+        return View(models, tuple(compare(wanted, state)), job)
+
+    def apply(self, deployment: Deployment) -> None:
+        """Bring the server's models to what a deployment says.
+
+        Raises what plan.carry_out raises; what was done before stays done.
+        """
+        server = self._server
+        wanted = list_wanted(deployment)
+        with hold_path(server.run_folder / "change"):  # marwright apply holds it too
+            plan = make_plan(wanted, read_state(server.client), server.staging)
+            server.wanted = wanted
+            server.refused.clear()
+            carry_out(plan, server.client, server.staging, report=_say_done)
+        if plan:
+            _log.info("the models are as the configuration says")
+
+    def follow(self, deployment: Deployment) -> Deployment:
+        """Return the deployment with the models that `marwright apply` has set meanwhile."""
+        path = self._server.run_folder / RUNNING_NAME
+        stamp = path.stat().st_mtime_ns
+        before, self._stamp = self._stamp, stamp
+        if before in {0, stamp}:
+            return deployment
+        models = Deployment.model_validate_json(path.read_text(encoding="utf-8")).models
+        deployment = deployment.model_copy(update={"models": models})
+        self._server.wanted = list_wanted(deployment)
+        _log.info("the models are those that marwright apply has set")
+        return deployment
+
+    def restore(self, before: State) -> None:
+        """Give a server that was started again the versions, workers and defaults it had before.
+
+        What the configuration says it has by now; this is for what was changed by hand since.
+        """
+        now = read_state(self._client)
+        for key, version in before.versions.items():
+            file = Path(version.archive).name
+            staging = self._server.staging
+            if key not in now.versions and (staging.folder / file).exists():
+                staging.check(file)  # it may have been altered since it was registered
+                start_version(self._client, file, key, version.min_workers)
+                _log.info("registered again: %s %s", *key)
+            elif key in now.versions and now.versions[key].min_workers != version.min_workers:
+                most = version.max_workers if version.min_workers else 0
+                self._client.models.scale(
+                    key[0], version.min_workers, version=key[1], max_workers=most
+                )
+                _log.info("scaled again: %s %s to %d", *key, version.min_workers)
+        now = read_state(self._client)
+        for name, default in before.defaults.items():
+            if name in now.defaults and now.defaults[name] != default:
+                with contextlib.suppress(ClientError):  # that one could not be loaded
+                    self._client.models.set_default(name, default)
+                    _log.info("made the default again: %s %s", name, default)
+
+    def _read_failures(self, ready: list[Wanted], lacking: list[Wanted]) -> None:
+        """Find why workers die, in the log; say each version's reason once."""
+        for item in ready:
+            if self._failures.pop(item.key, None):
+                self._offset = _size(self._server.log_file)
+            self._said.discard(item.key)
+        now = time.monotonic()
+        if not lacking or now - self._looked < LOG_SECONDS:
+            return
+        self._looked = now
+        keys = {item.key for item in lacking}
+        for failure in read_failures(self._server.log_file, offset=self._offset):
+            key = failure.model, failure.version
+            if key in keys:
+                self._failures[key] = error = failure.to_error()
+                if key not in self._said:
+                    self._said.add(key)
+                    _log.error("%s", error, extra={"detail": error.detail})
+
+    def _find_given_up(self, lacking: list[Wanted], state: State) -> Callable[[], None] | None:
+        """Return what starts the workers again of a version that TorchServe has given up."""
+        now = time.monotonic()
+        keys = {item.key for item in lacking}
+        self._lacking_since = {
+            key: since for key, since in self._lacking_since.items() if key in keys
+        }
+        for item in lacking:
+            since = self._lacking_since.setdefault(item.key, now)
+            patience = float(item.settings.get("maxRetryTimeoutInSec") or RETRY_SECONDS) + 30
+            version = state.versions.get(item.key)
+            # Scaling to no worker ends those that serve too, so that one is enough to wait.
+            if version is not None and not version.ready_workers and now - since > patience:
+                self._lacking_since[item.key] = now
+                return functools.partial(self._scale_anew, item)
+        return None
+
+    def _scale_anew(self, item: Wanted) -> None:
+        _log.warning("%s %s has no worker for long; starting them anew", *item.key)
+        most = int(item.settings["maxWorkers"])
+        self._client.models.scale(item.name, 0, version=item.version)
+        self._client.models.scale(item.name, item.workers, version=item.version, max_workers=most)
+
+    def _find_heavy(
+        self, ready: list[Wanted], state: State, memory: dict[int, int], memory_limit: int | None
+    ) -> Callable[[], None] | None:
+        """Return what renews the worker that is furthest above its limit."""
+        heavy: list[tuple[int, Wanted, int]] = []
+        for item in ready:
+            limit = item.entry.memory_limit or memory_limit
+            if not limit or time.monotonic() - self._renewed.get(item.key, -1e9) < RENEW_SECONDS:
+                continue
+            for worker in state.versions[item.key].workers:
+                excess = memory.get(worker.pid, 0) - limit
+                if worker.ready and excess > 0:
+                    heavy.append((excess, item, worker.pid))
+        if not heavy:
+            return None
+        excess, item, pid = max(heavy, key=lambda entry: entry[0])
+        return functools.partial(self._renew, item, pid, memory[pid], memory[pid] - excess)
+
+    def _renew(self, item: Wanted, pid: int, resident: int, limit: int) -> None:
+        from marwright.server.renewal import renew
+
+        _log.info(
+            "renewing worker %d of %s %s: %d MiB, limit %d MiB",
+            pid,
+            *item.key,
+            resident >> 20,
+            limit >> 20,
+        )
+        try:
+            how = renew(self._client, item.name, item.version, pid)
+            _log.info("renewed worker %d of %s %s, %s", pid, *item.key, how)
+        finally:
+            self._renewed[item.key] = time.monotonic()
+
+
+def read_resident(pid: int) -> int:
+    """Return a process's resident memory in bytes; 0 where it has ended."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]) * _PAGE
+    except (OSError, IndexError, ValueError):
+        return 0
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _say_done(step: Step) -> None:
+    _log.info("%s", step.describe())

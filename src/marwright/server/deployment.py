@@ -1,0 +1,363 @@
+"""deploy.yaml: what one server is to be - its models, limits, access and supervision, in one file.
+
+Everything that TorchServe reads is made from it (rendering.py, staging.py), and what the server
+then says of itself is compared with it (state.py).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from marwright.archive.document import Document
+from marwright.archive.policy import Policy
+from marwright.archive.settings import HandlerSettings
+from marwright.errors import ConfigurationError
+from marwright.storage import write_file
+
+__all__ = ["Deployment", "DEPLOYMENT_NAME", "ModelEntry", "parse_size", "SETTINGS"]
+
+DEPLOYMENT_NAME = "deploy.yaml"
+REMEDY = "mend it; marwright schema deploy prints what it takes, marwright config explain KEY why"
+
+_STRICT = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+_UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20}
+_UNITS["gib"] = 1 << 30
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
+
+
+def parse_size(value: Any) -> Any:
+    """Return bytes for a number, or for a text such as 512 MiB or 2 GB; anything else as it is."""
+    if not isinstance(value, str):
+        return value
+    match = _SIZE.fullmatch(value)
+    if match is None or match[2].lower() not in _UNITS:
+        raise ValueError(f"is no size: {value!r}; write bytes, or a number with KiB, MiB or GiB")
+    return int(float(match[1]) * _UNITS[match[2].lower()])
+
+
+Size = Annotated[int, BeforeValidator(parse_size, json_schema_input_type=int | str)]
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+def _shorthand(key: str) -> BeforeValidator:
+    """Let a text stand for a mapping with one key."""
+    return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
+
+
+class ModelEntry(BaseModel):
+    """One version of a model: an archive of the store, and how it is served.
+
+    What is not said here is as the archive's own model-config.yaml says.
+    """
+
+    model_config = _STRICT
+
+    archive: str = Field(min_length=1, pattern=r"^[^/\\]+$")
+    """File name in the store; name and version stand in the archive."""
+    default: bool = False
+    """Whether this version answers where a request names none; else the model's first one here."""
+    workers: int | None = Field(default=None, ge=0, le=256)
+    """Worker processes; 0 keeps the version registered, to be scaled up."""
+    threads: int | None = Field(default=None, ge=1, le=1024)
+    """Threads of one inference; the cores divided by all workers where not said."""
+    batch_size: int | None = Field(default=None, ge=1, le=65536)
+    """Most requests that one inference takes together."""
+    batch_delay_ms: int | None = Field(default=None, ge=1, le=3_600_000)
+    """How long a request may wait for company; microseconds while eager_batches is on."""
+    queue: int | None = Field(default=None, ge=1, le=1_000_000)
+    """Requests that may wait; further ones are answered 503."""
+    response_timeout: int | None = Field(default=None, ge=1, le=86_400)
+    """Seconds after which a worker that does not answer is replaced."""
+    startup_timeout: int | None = Field(default=None, ge=1, le=86_400)
+    """Seconds that a worker may take to load the model."""
+    client_timeout_ms: int | None = Field(default=None, ge=1)
+    """Milliseconds after which a request that still waits is given up."""
+    job_ticket: bool | None = None
+    """Whether a request is refused at once where no worker is free: short queues, no waiting."""
+    devices: list[int] | None = None
+    """Numbers of the GPUs that its workers share."""
+    memory_limit: Size | None = Field(default=None, ge=1 << 26)
+    """Resident memory of one worker above which the supervisor renews it."""
+    handler: HandlerSettings | None = None
+    """Settings of the handler, beside those that the archive brings."""
+
+    def to_settings(self) -> dict[str, Any]:
+        """Return what this entry says, by the dotted keys of model-config.yaml."""
+        settings = {
+            target: getattr(self, name)
+            for name, target in SETTINGS.items()
+            if getattr(self, name) is not None
+        }
+        if self.workers is not None:
+            # TorchServe takes 0 of minWorkers for 1, and both for unset where maxWorkers is below.
+            settings["maxWorkers"] = self.workers
+        if self.handler is not None:
+            given = self.handler.model_dump(mode="json", exclude_unset=True)
+            settings |= {f"handler.{key}": value for key, value in given.items()}
+        return settings
+
+
+SETTINGS = {
+    "workers": "minWorkers",
+    "threads": "handler.threads",
+    "batch_size": "batchSize",
+    "batch_delay_ms": "maxBatchDelay",
+    "queue": "jobQueueSize",
+    "response_timeout": "responseTimeout",
+    "startup_timeout": "startupTimeout",
+    "client_timeout_ms": "clientTimeoutInMills",
+    "job_ticket": "useJobTicket",
+    "devices": "deviceIds",
+}
+"""Keys of an entry, and of model-config.yaml."""
+
+
+class PortSettings(BaseModel):
+    """TCP ports, all on loopback."""
+
+    model_config = _STRICT
+
+    inference: Port = 8080
+    """Predictions and explanations."""
+    management: Port = 8081
+    """Models and workers."""
+    metrics: Port = 8082
+    """Prometheus metrics."""
+    grpc_inference: Port = 7070
+    """Predictions over gRPC."""
+    grpc_management: Port = 7071
+    """Models and workers over gRPC."""
+    health: Port = 8083
+    """The supervisor's own /live, /ready and /started."""
+
+    @model_validator(mode="after")
+    def _check_doubles(self) -> PortSettings:
+        seen: dict[int, str] = {}
+        for name in type(self).model_fields:
+            port = getattr(self, name)
+            if port in seen:
+                raise ValueError(f"{seen[port]} and {name} are both {port}")
+            seen[port] = name
+        return self
+
+
+class LimitSettings(BaseModel):
+    """What one request may take."""
+
+    model_config = _STRICT
+
+    request_bytes: Size = Field(default=6_553_500, ge=1024, le=2_147_483_647)
+    """Largest request; larger ones are answered 413."""
+    response_bytes: Size = Field(default=6_553_500, ge=1024, le=2_147_483_647)
+    """Largest answer of a worker."""
+    request_seconds: int = Field(default=60, ge=1, le=86_400)
+    """Seconds until a request must have arrived whole; then 408."""
+    connections: int = Field(default=2000, ge=1, le=1_000_000)
+    """Most connections at once; further ones are answered 503 and closed."""
+    queue: int = Field(default=100, ge=1, le=1_000_000)
+    """Requests that wait for one version, where neither entry nor archive says."""
+    retry_after: int = Field(default=1, ge=0, le=3600)
+    """Seconds that a refused client is told to wait: Retry-After of each 429 and 503."""
+    large_images: bool = False
+    """Whether Pillow may open images of any number of pixels: decompression bombs too."""
+
+
+class AccessSettings(BaseModel):
+    """Who may do what."""
+
+    model_config = _STRICT
+
+    tokens: bool = True
+    """Whether each request needs a token; the run folder holds them."""
+    token_minutes: int = Field(default=60, ge=1, le=525_600)
+    """How long a token lasts before it is renewed."""
+    models: Literal["supervisor", "token", "off"] = "supervisor"
+    """Who may register, scale and unregister: who can read the server's run folder; whoever has
+    the management token; nobody, once the server has started."""
+    paths_denied: list[str] = ["/workflows", "/wfpredict"]
+    """Paths that answer 404, with all that begins with them."""
+    environment: list[str] = []
+    """Variables that workers see although their names sound like secrets."""
+
+
+class TlsFiles(BaseModel):
+    """A certificate and its key, PEM."""
+
+    model_config = _STRICT
+
+    certificate: Path
+    """The certificate, with those that it is signed by."""
+    key: Path
+    """Its private key, PKCS#8, not encrypted."""
+
+    @field_validator("certificate", "key")
+    @classmethod
+    def _resolve(cls, path: Path, info: ValidationInfo) -> Path:
+        return _place(path, info)
+
+
+class JvmSettings(BaseModel):
+    """The Java process."""
+
+    model_config = _STRICT
+
+    heap: Size | Literal["auto"] = "auto"
+    """-Xmx; auto: room for every queue full of largest requests, a quarter of memory at most."""
+    direct_memory: Size | Literal["auto"] = "auto"
+    """Memory for data on its way in and out, -XX:MaxDirectMemorySize."""
+    options: list[str] = []
+    """Further options of `java`."""
+
+
+class LoggingSettings(BaseModel):
+    """The server's logs: JSON, one object a line."""
+
+    model_config = _STRICT
+
+    folder: Path | None = None
+    """Where logs are kept; without it they vanish with the server."""
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """What is least worth a line."""
+    requests: Literal["none", "errors", "all"] = "errors"
+    """Which answers get a line of their own."""
+    file_bytes: Size = Field(default=20_000_000, ge=100_000)
+    """Size at which a new file is begun."""
+    files: int = Field(default=5, ge=2, le=1000)
+    """How many files are kept."""
+
+    @field_validator("folder")
+    @classmethod
+    def _resolve(cls, path: Path | None, info: ValidationInfo) -> Path | None:
+        return path and _place(path, info)
+
+
+class SupervisionSettings(BaseModel):
+    """What the supervisor watches, and when it gives up."""
+
+    model_config = _STRICT
+
+    check_seconds: float = Field(default=1.0, ge=0.1, le=60)
+    """How often process, workers and memory are looked at."""
+    restarts: int = Field(default=5, ge=0, le=1000)
+    """Starts of the server that may fail one after the other."""
+    calm_seconds: float = Field(default=60.0, ge=1)
+    """How long the server must have been ready for a failure to count as a first one again."""
+    longest_pause: float = Field(default=30.0, ge=0.1)
+    """Seconds that the pause between restarts grows to; it begins at half a second and doubles."""
+    linger_seconds: float = Field(default=60.0, ge=0, le=3600)
+    """How long the server outlives a supervisor that was killed, to be adopted by another."""
+    memory_limit: Size | None = Field(default=None, ge=1 << 26)
+    """Resident memory of a worker above which it is renewed, where its entry does not say."""
+    start_timeout: float = Field(default=120.0, ge=1)
+    """Seconds until every model must have its workers READY."""
+
+
+class Deployment(BaseModel):
+    """The wanted state of one server."""
+
+    model_config = _STRICT
+
+    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    """What other commands find the server by; its inference port where not said."""
+    store: Path = Field(default=Path("model_store"), validate_default=True)
+    """Folder of the archives."""
+    models: list[Annotated[ModelEntry, _shorthand("archive")]] | None = None
+    """What is served; every archive of the store where not said."""
+    ports: PortSettings | Literal["free"] = PortSettings()
+    """Where the server listens, on loopback; free: whatever is."""
+    limits: LimitSettings = LimitSettings()
+    access: AccessSettings = AccessSettings()
+    tls: TlsFiles | Literal["development"] | None = None
+    """Encryption of all APIs; development: a certificate made for this start."""
+    jvm: JvmSettings = JvmSettings()
+    logging: LoggingSettings = LoggingSettings()
+    supervision: SupervisionSettings = SupervisionSettings()
+    policy: Path | None = None
+    """Which archives may be loaded; marwright-policy.yaml of the store where there is one."""
+    eager_batches: bool = True
+    """Whether a free worker takes what waits at once, not after the batch delay."""
+    properties: dict[str, str] = {}
+    """Further keys of TorchServe's config.properties; none that is said elsewhere here."""
+
+    @field_validator("store", "policy")
+    @classmethod
+    def _resolve(cls, path: Path | None, info: ValidationInfo) -> Path | None:
+        return path and _place(path, info)
+
+    @field_validator("properties", mode="before")
+    @classmethod
+    def _quote(cls, values: Any) -> Any:
+        """Take YAML's numbers and truths for the texts that a properties file holds."""
+        if not isinstance(values, Mapping):
+            return values
+        words = {True: "true", False: "false"}
+        return {
+            key: words[value] if isinstance(value, bool) else str(value)
+            for key, value in values.items()
+        }
+
+    @classmethod
+    def read(cls, path: Path, *, starting: bool = False) -> Deployment:
+        """Read a deploy.yaml; paths in it start in its folder.
+
+        `starting`: also ask whether its ports are free.
+
+        Raises:
+            ConfigurationError: all that is wrong in it at once, each with its line.
+            StorageError: it cannot be read.
+        """
+        from marwright.server.examination import examine  # it needs this module
+
+        deployment, document = cls.parse(path, starting=starting)
+        document.refuse(examine(deployment, document, starting=starting), remedy=REMEDY)
+        return deployment
+
+    @classmethod
+    def parse(cls, path: Path, *, starting: bool = False) -> tuple[Deployment, Document]:
+        """Read a deploy.yaml, and return with it the document that knows each value's line.
+
+        Of a sound file no archive is looked at: see examination.examine. Raises what `read` raises.
+        """
+        from marwright.server.examination import examine_rest
+
+        document = Document.read(path, error=ConfigurationError)
+        deployment, problems = document.validate(cls)
+        if problems:
+            problems += examine_rest(document, problems, starting=starting)
+        document.refuse(problems, remedy=REMEDY)
+        assert deployment is not None  # else there were problems
+        return deployment, document
+
+    def read_policy(self) -> Policy | None:
+        """Return the policy that this file names, or None; the store may have one of its own."""
+        return Policy.read(self.policy) if self.policy else None
+
+    def to_yaml(self) -> str:
+        """Return the file's text: what differs from the defaults."""
+        values = self.model_dump(mode="json", exclude_defaults=True)
+        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+    def write(self, path: Path) -> None:
+        """Write the file, whole or not at all."""
+        with write_file(path) as stream:
+            stream.write(self.to_yaml().encode())
+
+
+def _place(path: Path, info: ValidationInfo) -> Path:
+    """Return a path that starts in the file's folder, where the values come from a file."""
+    folder = (info.context or {}).get("folder")
+    return folder.absolute() / path.expanduser() if folder else path

@@ -1,0 +1,219 @@
+"""What is wrong with a deployment beyond types: everything, before anything is started."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Sequence
+from datetime import datetime, timezone
+from typing import Any
+
+from pydantic import ValidationError
+
+from marwright.archive.document import Document, Problem
+from marwright.archive.policy import admit, find_policy
+from marwright.errors import MarwrightError
+from marwright.server.deployment import Deployment, ModelEntry, TlsFiles
+from marwright.server.memory import read_memory
+from marwright.server.ports import is_free
+from marwright.server.rendering import FIXED_KEYS
+from marwright.server.wanted import Wanted, read_wanted
+
+__all__ = ["examine", "examine_rest"]
+
+Keys = list[str | int]
+
+
+def examine(
+    deployment: Deployment,
+    document: Document | None = None,
+    *,
+    starting: bool = False,
+    trusted: Collection[str] = (),
+    places: Sequence[int] | None = None,
+) -> list[Problem]:
+    """Return every problem, with its line where there is a document.
+
+    `starting`: ports must be free too. `trusted` are file names of archives that were judged
+    before and have not changed since. `places` are those of the models in the document, where
+    some of its entries were left out.
+    """
+    found = [
+        *_check_store(deployment, trusted),
+        *_check_tls(deployment),
+        *_check_memory(deployment),
+        *_check_properties(deployment),
+        *(_check_ports(deployment) if starting else ()),
+    ]
+    if places is not None:
+        found = [(_move(keys, places), text) for keys, text in found]
+    return [
+        document.problem(keys, text) if document else Problem(None, ".".join(map(str, keys)), text)
+        for keys, text in found
+    ]
+
+
+def examine_rest(document: Document, known: Sequence[Problem], *, starting: bool) -> list[Problem]:
+    """Return what is wrong beyond types in a file that has wrong values.
+
+    Pydantic stops at types; the user shall not have to mend these before hearing of the rest.
+    """
+    values = copy.deepcopy(document.values)
+    entries = values.get("models")
+    while (keys := _find_wrong(values, document)) is not None:
+        _remove(values, keys)
+    places = None
+    if isinstance(entries, list) and "models" in values:
+        places = [number for number, entry in enumerate(entries) if entry is not _REMOVED]
+        values["models"] = [entries[number] for number in places]
+    deployment = Deployment.model_validate(values, context={"folder": document.path.parent})
+    # A value that was left out has its default here, of which the user wants to hear nothing.
+    wrong = [f"{problem.where}." for problem in known]
+    return [
+        problem
+        for problem in examine(deployment, document, starting=starting, places=places)
+        if not any(f"{problem.where}.".startswith(start) for start in wrong)
+    ]
+
+
+_REMOVED: Any = object()
+"""Stands where a model's entry was, so that the others keep their places."""
+
+
+def _find_wrong(values: dict[str, Any], document: Document) -> list[Any] | None:
+    """Return the keys down to a value that is wrong, or None where there is none left."""
+    models = values.get("models")
+    if isinstance(models, list):
+        values = {**values, "models": [{"archive": "-"} if m is _REMOVED else m for m in models]}
+    try:
+        Deployment.model_validate(values, context={"folder": document.path.parent})
+    except ValidationError as exc:
+        node: Any = values
+        keys = []
+        for key in exc.errors()[0]["loc"]:  # it names also the form that pydantic tried
+            is_there = key in node if isinstance(node, dict) else _is_place(key, node)
+            if is_there:
+                node = node[key]
+                keys.append(key)
+        return keys
+    return None
+
+
+def _remove(values: Any, keys: list[Any]) -> None:
+    if not keys:  # what is wrong is nowhere in particular
+        values.clear()
+        return
+    *outer, last = keys
+    for key in outer:
+        values = values[key]
+    if isinstance(values, list):
+        values[last] = _REMOVED
+    else:
+        del values[last]
+
+
+def _is_place(key: object, node: object) -> bool:
+    return isinstance(node, list) and isinstance(key, int) and key < len(node)
+
+
+def _move(keys: Keys, places: Sequence[int]) -> Keys:
+    """Return keys with a model's number as it stands in the document."""
+    group, *rest = keys
+    return [group, places[int(rest[0])], *rest[1:]] if group == "models" and rest else keys
+
+
+def _check_store(deployment: Deployment, trusted: Collection[str]) -> Iterator[tuple[Keys, str]]:
+    if not deployment.store.is_dir():
+        yield ["store"], f"there is no folder {deployment.store}"
+        return
+    policy = None
+    try:
+        policy = find_policy(deployment.store, deployment.read_policy())
+    except MarwrightError as exc:
+        yield ["policy"], str(exc)
+    entries = deployment.models
+    if entries is None:
+        files = sorted(path.name for path in deployment.store.glob("*.mar"))
+        entries = [ModelEntry(archive=file) for file in files]
+    wanted: dict[int, Wanted] = {}
+    for number, entry in enumerate(entries):
+        path = deployment.store / entry.archive
+        if not path.exists():
+            yield ["models", number, "archive"], f"there is no archive {path}"
+            continue
+        try:
+            wanted[number] = read_wanted(deployment, entry)
+            if entry.archive not in trusted:
+                admit(path, policy)
+        except MarwrightError as exc:
+            yield ["models", number, "archive"], _join(exc)
+    yield from _check_versions(wanted)
+
+
+def _check_versions(wanted: dict[int, Wanted]) -> Iterator[tuple[Keys, str]]:
+    defaults = defaultdict(list)
+    seen: dict[tuple[str, str], str] = {}
+    for number, item in wanted.items():
+        if item.key in seen:
+            text = f"is {' '.join(item.key)} as {seen[item.key]} is"
+            yield ["models", number, "archive"], text
+        seen.setdefault(item.key, item.path.name)
+        if item.entry.default:
+            defaults[item.name].append((number, item.version))
+    for name, found in defaults.items():
+        for number, version in found[1:]:
+            text = f"{name} has two defaults, {found[0][1]} and {version}"
+            yield ["models", number, "default"], text
+
+
+def _check_tls(deployment: Deployment) -> Iterator[tuple[Keys, str]]:
+    if deployment.tls is None:
+        return
+    if importlib.util.find_spec("cryptography") is None:
+        yield ["tls"], "needs a package: pip install 'marwright[tls]'"
+        return
+    from marwright.server.certificate import check_certificate
+
+    if isinstance(deployment.tls, TlsFiles):
+        files = deployment.tls
+        for text in check_certificate(
+            files.certificate, files.key, now=datetime.now(timezone.utc), hosts=("127.0.0.1",)
+        ):
+            yield ["tls"], text
+
+
+def _check_memory(deployment: Deployment) -> Iterator[tuple[Keys, str]]:
+    memory = read_memory()
+    for key in ("heap", "direct_memory"):
+        value = getattr(deployment.jvm, key)
+        if value == "auto":
+            continue
+        if value > memory:
+            yield ["jvm", key], f"is more than this machine has: {memory:,} bytes"
+        elif value < 64 << 20:
+            yield ["jvm", key], "is too little for TorchServe; at least 64 MiB"
+
+
+def _check_properties(deployment: Deployment) -> Iterator[tuple[Keys, str]]:
+    from marwright.server.keys import KEYS, suggest_key
+
+    for key in deployment.properties:
+        if key in FIXED_KEYS:
+            yield ["properties", key], f"is said by {FIXED_KEYS[key]}"
+        elif key not in KEYS:
+            yield ["properties", key], f"TorchServe reads no such key{suggest_key(key)}"
+
+
+def _check_ports(deployment: Deployment) -> Iterator[tuple[Keys, str]]:
+    if deployment.ports == "free":
+        return
+    for name in type(deployment.ports).model_fields:
+        port = getattr(deployment.ports, name)
+        if not is_free(port):
+            yield ["ports", name], f"port {port} is taken"
+
+
+def _join(error: MarwrightError) -> str:
+    """Return an error in one line."""
+    return " ".join([str(error), *error.detail.split()]) if error.detail else str(error)

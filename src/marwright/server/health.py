@@ -1,0 +1,148 @@
+"""The supervisor's own HTTP endpoints: /live, /ready, /started and /status, on loopback.
+
+They answer at once, from what the supervisor last saw, need no token and tell no secret. The bodies
+are those of draft-inadarei-api-health-check-06: {"status": "pass" or "fail", "output": why}.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+from typing import Any, Literal
+
+from marwright.errors import PortTakenError
+from marwright.server.deployment import PortSettings
+from marwright.server.ports import HOST
+from marwright.server.status import Status
+
+__all__ = ["Health", "open_health"]
+
+_log = logging.getLogger(__name__)
+
+MEDIA_TYPE = "application/health+json"
+REQUEST_SECONDS = 5.0
+"""How long a connection may be silent."""
+
+
+class Health:
+    """Serves what `read` returns, from a thread of its own; use it in a `with` block.
+
+    `port` 0 is a free one; `url` says which.
+    """
+
+    def __init__(self, read: Callable[[], Status], *, port: int) -> None:
+        try:
+            self._server = _Server((HOST, port), _Handler)
+        except OSError as exc:
+            raise PortTakenError(
+                f"port {port} (health) is taken",
+                remedy="stop what listens there, or choose another: ports.health in deploy.yaml",
+            ) from exc
+        self._server.read = read
+        self.url = f"http://{HOST}:{self._server.server_address[1]}"
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, name="health", daemon=True
+        )
+
+    def __enter__(self) -> Health:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    read: Callable[[], Status]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    timeout = REQUEST_SECONDS
+    server: _Server
+
+    def do_GET(self) -> None:
+        """Answer with the status code and the reasons."""
+        self._answer(with_body=True)
+
+    def do_HEAD(self) -> None:
+        """Answer with the status code alone."""
+        self._answer(with_body=False)
+
+    def _answer(self, *, with_body: bool) -> None:
+        status = self.server.read()
+        path = self.path.partition("?")[0].rstrip("/")
+        if path == "/status":
+            self._send(200, "application/json", status.to_json(), with_body)
+            return
+        reasons = _list_reasons(status, path)
+        if reasons is None:
+            body: dict[str, Any] = {"error": "no such path", "paths": sorted(_REASONS)}
+            self._send(404, "application/json", body, with_body)
+        elif reasons:
+            body = {"status": "fail", "output": "; ".join(reasons), "notes": reasons}
+            self._send(503, MEDIA_TYPE, body, with_body)
+        else:
+            self._send(200, MEDIA_TYPE, {"status": "pass"}, with_body)
+
+    def _send(self, code: int, kind: str, body: dict[str, Any], with_body: bool) -> None:
+        content = json.dumps(body).encode()
+        self.send_response(code)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("Cache-Control", "no-store")
+        self.end_headers()
+        if with_body:
+            self.wfile.write(content)
+
+    def version_string(self) -> str:
+        """Name no versions."""
+        return "marwright"
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing: who asks every second is not worth a line."""
+
+
+def _list_reasons(status: Status, path: str) -> list[str] | None:
+    """Return why a question's answer is no; None where there is no such question."""
+    return _REASONS[path](status) if path in _REASONS else None
+
+
+_REASONS: dict[str, Callable[[Status], list[str]]] = {
+    "/live": lambda status: status.not_live,
+    "/ready": lambda status: status.not_ready,
+    "/started": lambda status: (
+        [] if status.started else [*status.not_ready, "it was not ready yet"]
+    ),
+}
+
+
+def open_health(
+    read: Callable[[], Status], ports: PortSettings | Literal["free"], *, last: int = 0
+) -> Health:
+    """Return the endpoints at the configured port; at `last`, if they may be anywhere.
+
+    A port that nobody has chosen, since it is the default, gives way to a free one.
+
+    Raises:
+        PortTakenError: somebody else listens at the chosen port.
+    """
+    try:
+        return Health(read, port=last if ports == "free" else ports.health)
+    except PortTakenError:
+        if ports != "free" and "health" in ports.model_fields_set:
+            raise
+    health = Health(read, port=0)
+    if ports != "free":
+        _log.warning("port %d is taken; the health endpoints are at %s", ports.health, health.url)
+    return health

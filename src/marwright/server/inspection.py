@@ -1,0 +1,135 @@
+"""Looking at supervisors from outside: how they are, stopping them, having servers restarted."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import signal
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from marwright.errors import (
+    MarwrightError,
+    NoServerError,
+    NotReadyError,
+    RequestTimeoutError,
+    ServerError,
+)
+from marwright.server.process import Process
+from marwright.server.registry import Record
+
+__all__ = ["fetch_status", "inspect_server", "restart_server", "stop_server"]
+
+ANSWER_SECONDS = 5.0
+POLL_SECONDS = 0.1
+
+Status = dict[str, Any]
+"""What /status answers; see status.Status."""
+
+
+def fetch_status(health_url: str) -> Status | None:
+    """Return what a supervisor says of its server; None where it does not answer."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(f"{health_url}/status", timeout=ANSWER_SECONDS) as answer:
+            status = json.load(answer)
+    except (OSError, ValueError, http.client.HTTPException):
+        return None
+    return status if isinstance(status, dict) else None
+
+
+def inspect_server(record: Record) -> Status:
+    """Return how a server is, also where its supervisor hangs or was killed."""
+    status = fetch_status(record.health_url) if record.is_alive and record.health_url else None
+    if status is not None:
+        return status
+    phase = "starting" if record.is_alive and not record.health_url else "hung"
+    reason = "its supervisor does not answer"
+    if not record.is_alive:
+        phase = "abandoned"
+        reason = "its supervisor was killed; marwright serve adopts it, marwright stop ends it"
+    return {
+        "name": record.name,
+        "phase": phase,
+        "pid": record.pid,
+        "since": record.since,
+        "config": record.config,
+        "health_url": record.health_url,
+        "problems": [reason] if phase != "starting" else [],
+        "models": [],
+        "live": False,
+        "ready": False,
+        "started": False,
+    }
+
+
+def stop_server(record: Record, *, timeout: float) -> None:
+    """Stop a supervisor and its server in order; of a killed supervisor, what it left.
+
+    Raises:
+        RequestTimeoutError: it did not end in time.
+    """
+    if not record.is_alive:
+        try:
+            Process.adopt(Path(record.run_folder)).end()
+        except ServerError:
+            if Path(record.run_folder).exists():
+                Process(Path(record.run_folder)).end()
+        return
+    try:
+        record.send(signal.SIGTERM)
+    except NoServerError:
+        return
+    deadline = time.monotonic() + timeout
+    while record.is_alive:
+        if time.monotonic() > deadline:
+            raise RequestTimeoutError(
+                f"the server {record.name} did not stop within {timeout:g} s",
+                found=f"process {record.pid} still runs",
+                remedy="wait longer: --timeout; the supervisor's log says what it waits for",
+            )
+        time.sleep(POLL_SECONDS)
+
+
+def restart_server(record: Record, *, timeout: float) -> float:
+    """Have a server started again with its configuration as it is now; wait until it is ready.
+
+    Returns the seconds that it was away.
+
+    Raises:
+        NoServerError: no supervisor runs that could do it.
+        ServerError: it could not be started so; the server runs on as it was, where that works.
+        NotReadyError: it is not ready in time.
+    """
+    before = fetch_status(record.health_url)
+    if before is None or not record.is_alive:
+        raise NoServerError(
+            f"the supervisor of {record.name} does not answer",
+            remedy="start the server: marwright serve",
+        )
+    record.send(signal.SIGUSR1)
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline and record.is_alive:
+        status = fetch_status(record.health_url) or before
+        done = status["restart"]
+        if done["count"] > before["restart"]["count"]:
+            if done["state"] == "failed":
+                raise _fail(record, done["problem"])
+            if done["state"] == "done" and status["ready"]:
+                return float(done["seconds"])
+        time.sleep(POLL_SECONDS)
+    raise NotReadyError(
+        f"the server {record.name} is not ready after {timeout:g} s",
+        remedy=f"see why: marwright status {record.name}",
+    )
+
+
+def _fail(record: Record, problem: str) -> MarwrightError:
+    return ServerError(
+        f"the server {record.name} was not started again as its configuration says",
+        found=problem,
+        remedy="mend it, and try again; marwright logs has more",
+    )

@@ -1,0 +1,1 @@
+"""Tuning: which workers, threads and batches serve one archive best on this machine."""

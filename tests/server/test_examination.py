@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from marwright.archive.document import Document
+from marwright.archive.policy import POLICY_NAME
+from marwright.errors import ConfigurationError
+from marwright.server import examination
+from marwright.server.deployment import Deployment
+from marwright.server.examination import examine, examine_rest
+
+
+def deploy(store: Path, **values: object) -> Deployment:
+    return Deployment.model_validate({"store": store, **values})
+
+
+def test_a_sound_deployment_has_no_problem(store: Path) -> None:
+    assert examine(deploy(store)) == []
+
+
+def test_problems_have_no_line_where_there_is_no_file(store: Path) -> None:
+    (problem,) = examine(deploy(store, models=["gone.mar"]))
+    assert (problem.line, problem.where) == (None, "models.0.archive")
+
+
+def test_trusted_archives_are_not_judged_again(
+    tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged: list[str] = []
+    monkeypatch.setattr(examination, "admit", lambda path, policy: judged.append(path.name))
+    examine(deploy(store), trusted=["cnn.mar"])
+    assert judged == ["cnn-2.0.mar"]
+
+
+def test_a_broken_policy_is_a_problem_and_not_the_only_one(tmp_path: Path, store: Path) -> None:
+    (tmp_path / "cnn.mar").write_bytes(b"no archive")
+    (tmp_path / POLICY_NAME).write_text("require: 5\n")
+    found = examine(deploy(tmp_path))
+    assert [problem.where for problem in found] == ["policy", "models.0.archive"]
+
+
+def test_taken_ports_are_asked_for_only_before_a_start(store: Path, taken_port: int) -> None:
+    deployment = deploy(store, ports={"health": taken_port})
+    assert examine(deployment) == []
+    wheres = [problem.where for problem in examine(deployment, starting=True)]
+    assert "ports.health" in wheres
+
+
+def test_entries_keep_their_lines_where_others_are_wrong(tmp_path: Path, store: Path) -> None:
+    path = tmp_path / "deploy.yaml"
+    path.write_text(f"store: {store}\nmodels:\n- 7\n- [a]\n- gone.mar\n- cnn.mar\n- cnn.mar\n")
+    document = Document.read(path, error=ConfigurationError)
+    found = examine_rest(document, [], starting=False)
+    assert [(problem.line, problem.where) for problem in found] == [
+        (5, "models.2.archive"),
+        (7, "models.4.archive"),
+    ]

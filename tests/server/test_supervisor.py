@@ -1,0 +1,334 @@
+"""The supervisor as users start it: `marwright serve` in a process of its own, over a real server.
+
+The tests of the first server share it, in the order in which they stand here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from marwright.archive import Run, pack_run
+from marwright.client import Client, Endpoint
+from marwright.server.inspection import fetch_status, restart_server, stop_server
+from marwright.server.registry import find_record, list_records
+
+pytestmark = pytest.mark.server
+
+BOOT_SECONDS = 150.0
+"""Generous: other tests may have the machine."""
+BROKEN = """
+class Handler:
+    def initialize(self, context):
+        raise KeyError("labels")
+    def handle(self, data, context):
+        return ["ok"] * len(data)
+"""
+
+
+def wait_until(is_true: Callable[[], Any], *, timeout: float = BOOT_SECONDS) -> Any:
+    deadline = time.monotonic() + timeout
+    while not (value := is_true()):
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.1)
+    return value
+
+
+class Served:
+    """A `marwright serve` in a folder of its own, with what it says."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.folder = folder
+        self.name = name
+        self.config = folder / "deploy.yaml"
+        self.errors = folder / "errors.txt"
+        self.process: subprocess.Popen[str] | None = None
+
+    def write(self, **values: Any) -> None:
+        values = {
+            "name": self.name,
+            "store": str(self.folder / "store"),
+            "ports": "free",
+            "logging": {"folder": str(self.folder / "logs")},
+            **values,
+        }
+        values.setdefault("supervision", {}).setdefault("check_seconds", 0.2)
+        self.config.write_text(yaml.safe_dump(values), encoding="utf-8")
+
+    def start(self) -> dict[str, Any]:
+        """Start it; return the line that it prints once it serves."""
+        if self.process is not None and self.process.stdout is not None:
+            self.process.stdout.close()
+        with self.errors.open("w") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "marwright", "serve", "--json"],
+                cwd=self.folder,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            )
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, self.errors.read_text()
+        facts: dict[str, Any] = json.loads(line)
+        return facts
+
+    def status(self) -> dict[str, Any]:
+        return fetch_status(find_record(self.name).health_url) or {}
+
+    def wait(self, key: str = "ready") -> dict[str, Any]:
+        """Wait until a question's answer is yes; return the whole status."""
+        return wait_until(lambda: (s := self.status()).get(key) and s)  # type: ignore[no-any-return]
+
+    def find(self, key: str) -> dict[str, Any]:
+        """Return the status of one version, as "cnn 1.0"."""
+        found = {f"{m['name']} {m['version']}": m for m in self.status()["models"]}
+        return found.get(key, {})
+
+    def read_log(self) -> str:
+        return (self.folder / "logs/supervisor.log").read_text()
+
+    def end(self) -> None:
+        if self.process is not None:
+            if self.process.poll() is None:
+                self.process.terminate()
+            self.process.wait(60)
+            assert self.process.stdout is not None
+            self.process.stdout.close()
+        for record in list_records().values():
+            stop_server(record, timeout=60)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A runtime folder of this module's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("runtime")
+        patch.setenv("XDG_RUNTIME_DIR", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory, run: Run) -> Iterator[Served]:
+    """A server of two versions, of which the higher is the default."""
+    folder = tmp_path_factory.mktemp("served")
+    pack_run(run, out=folder / "store/cnn.mar", preflight=None)
+    pack_run(run, out=folder / "store/cnn-2.0.mar", version="2.0", preflight=None)
+    it = Served(folder, "pair")
+    it.write(models=MODELS)
+    it.facts = it.start()  # type: ignore[attr-defined]
+    it.wait()
+    yield it
+    it.end()
+
+
+MODELS = ["cnn.mar", {"archive": "cnn-2.0.mar", "default": True}]
+
+
+def connect(served: Served) -> Client:
+    return Client(Endpoint.read(Path(find_record(served.name).run_folder) / "endpoint.json"))
+
+
+def ask(url: str, method: str = "GET") -> tuple[int, dict[str, Any]]:
+    request = urllib.request.Request(url, method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            body = answer.read()
+            return answer.status, json.loads(body) if body else {}
+    except urllib.error.HTTPError as exc:
+        with exc:
+            body = exc.read()
+        return exc.code, json.loads(body) if body else {}
+
+
+def test_the_endpoints_say_that_it_lives_is_ready_and_has_started(served: Served) -> None:
+    health = served.status()["health_url"]
+    for path in ("live", "ready", "started"):
+        assert ask(f"{health}/{path}") == (200, {"status": "pass"})
+        assert ask(f"{health}/{path}", "HEAD") == (200, {})
+    assert ask(f"{health}/else")[0] == 404
+    with connect(served) as client:
+        assert client.endpoint.health_url == health
+
+
+def test_status_tells_versions_workers_and_memory_and_no_token(served: Served) -> None:
+    status = served.status()
+    assert [(m["name"], m["version"], m["default"]) for m in status["models"]] == [
+        ("cnn", "2.0", True),
+        ("cnn", "1.0", False),
+    ]
+    assert all(m["ready_workers"] == 1 and m["memory_bytes"] > 50e6 for m in status["models"])
+    assert psutil.Process(status["java_pid"]).name() == "java"
+    keys = json.loads(Path(served.facts["key_file"]).read_text())  # type: ignore[attr-defined]
+    assert not any(key["key"] in json.dumps(status) for key in keys.values())
+
+
+def test_a_second_supervisor_of_the_file_or_the_name_starts_nothing(
+    served: Served, marwright: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    assert served.process is not None
+    again = marwright("serve", cwd=served.folder)
+    named = marwright(
+        "serve", "--name", served.name, "--store", served.folder / "store", cwd=tmp_path
+    )
+    for result in (again, named):
+        assert result.returncode == 1
+        assert f"process {served.process.pid} has it" in result.stderr
+    assert served.status()["ready"]
+
+
+def test_sighup_takes_what_the_file_says_now(served: Served) -> None:
+    assert served.process is not None
+    served.write(models=["cnn.mar", "cnn-2.0.mar"], limits={"queue": 7})
+    served.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: served.find("cnn 1.0").get("default"))
+    assert "taken only by marwright restart: limits" in served.read_log()
+    served.config.write_text("models: 7", encoding="utf-8")
+    served.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: "the configuration is not taken" in served.read_log())
+    served.write(models=MODELS)
+    served.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: served.find("cnn 2.0").get("default"))
+    served.wait()
+
+
+def test_a_killed_java_comes_back_with_what_it_had(served: Served, scan: bytes) -> None:
+    before = served.status()
+    with connect(served) as client:
+        client.models.set_default("cnn", "1.0")  # by hand, which no file says
+    wait_until(lambda: served.find("cnn 1.0").get("default"))
+    time.sleep(1)
+    os.kill(before["java_pid"], signal.SIGKILL)
+    wait_until(lambda: not served.status()["live"])
+    after = wait_until(lambda: (s := served.status())["restarts"] and s["ready"] and s)
+    wait_until(lambda: served.find("cnn 1.0").get("default"))
+    assert after["java_pid"] != before["java_pid"]
+    assert after["address"] == before["address"]
+    assert "the server was killed (SIGKILL)" in served.read_log()
+    with connect(served) as client:
+        assert client.predict("cnn", scan).status == 200
+        assert client.endpoint.key_file == Path(served.facts["key_file"])  # type: ignore[attr-defined]
+        client.models.set_default("cnn", "2.0")
+
+
+def test_a_killed_supervisor_leaves_a_server_that_the_next_adopts(
+    served: Served, scan: bytes
+) -> None:
+    assert served.process is not None
+    before = served.status()
+    with connect(served) as client:
+        os.kill(served.process.pid, signal.SIGKILL)
+        served.process.wait()
+        assert client.predict("cnn", scan).status == 200
+        facts = served.start()
+        assert client.predict("cnn", scan).status == 200
+    after = served.wait()
+    assert facts["adopted"]
+    assert after["java_pid"] == before["java_pid"]
+    assert after["health_url"] == before["health_url"]
+    assert after["pid"] == served.process.pid
+
+
+def test_restart_takes_what_needs_one(served: Served) -> None:
+    before = served.status()
+    served.write(models=MODELS, limits={"queue": 9})
+    assert restart_server(find_record(served.name), timeout=BOOT_SECONDS) > 0
+    after = served.status()
+    assert after["ready"]
+    assert after["java_pid"] != before["java_pid"]
+    folder = Path(find_record(served.name).run_folder)
+    assert "job_queue_size=9" in (folder / "config.properties").read_text()
+
+
+def test_sigterm_leaves_nothing(served: Served, runtime: Path) -> None:
+    assert served.process is not None
+    folder = Path(find_record(served.name).run_folder)
+    served.process.terminate()
+    assert served.process.wait(60) == 0
+    assert not folder.exists()
+    assert list((runtime / "marwright").iterdir()) == []
+    assert not [
+        p for p in psutil.process_iter(["cmdline"]) if str(folder) in str(p.info["cmdline"])
+    ]
+    lines = served.read_log().splitlines()
+    assert all(
+        {"time", "level", "thread", "logger", "message"} <= set(json.loads(x)) for x in lines
+    )
+
+
+def test_a_broken_model_is_named_and_too_many_failures_end_it(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "broken_handler.py").write_text(BROKEN, encoding="utf-8")
+    pack_run(run, out=tmp_path / "store/cnn.mar", preflight=None)
+    handler = str(tmp_path / "broken_handler.py")
+    pack_run(run, out=tmp_path / "store/bad.mar", name="bad", handler=handler, preflight=None)
+    served = Served(tmp_path, "broken")
+    served.write(supervision={"restarts": 0, "memory_limit": "64 MiB"})
+    try:
+        served.start()
+        wait_until(lambda: served.find("cnn 1.0").get("problem") == "")
+        status = served.status()
+        assert status["live"]
+        assert not status["ready"]
+        assert not status["started"]
+        assert "KeyError: 'labels'" in served.find("bad 1.0")["problem"]
+        assert 'raise KeyError("labels")' in served.find("bad 1.0")["detail"]
+        assert ask(f"{status['health_url']}/ready")[0] == 503
+        wait_until(lambda: "renewed worker" in served.read_log())
+        os.kill(status["java_pid"], signal.SIGKILL)
+        assert served.process is not None
+        assert served.process.wait(60) == 1
+        errors = served.errors.read_text()
+        assert "failed 1 times in a row" in errors
+        assert "raise KeyError(" in errors
+    finally:
+        served.end()
+
+
+@pytest.mark.slow
+def test_what_hangs_or_lost_its_guard_is_started_again_and_what_changed_is_not_adopted(
+    run: Run, tmp_path: Path
+) -> None:
+    pack_run(run, out=tmp_path / "store/cnn.mar", preflight=None)
+    served = Served(tmp_path, "sick")
+    served.write(supervision={"calm_seconds": 1})
+    try:
+        served.start()
+        first = served.wait()["java_pid"]
+        os.kill(first, signal.SIGSTOP)
+        second = wait_until(lambda: (s := served.status())["restarts"] == 1 and s["ready"] and s)
+        assert "the server hangs" in served.read_log()
+        folder = find_record("sick").run_folder
+        guards = [
+            process
+            for process in psutil.process_iter(["cmdline"])
+            if "guard.py" in str(process.info["cmdline"]) and folder in process.info["cmdline"]
+        ]
+        assert len(guards) == 1
+        guards[0].kill()
+        third = wait_until(lambda: (s := served.status())["restarts"] > 1 and s["ready"] and s)
+        assert not psutil.pid_exists(second["java_pid"])
+        assert served.process is not None
+        served.process.kill()
+        served.process.wait()
+        served.write(limits={"queue": 7})
+        facts = served.start()
+        assert not facts["adopted"]
+        assert "starting it again: limits changed" in served.read_log()
+        assert not psutil.pid_exists(third["java_pid"])
+        assert not Path(folder).exists()
+        served.wait()
+    finally:
+        served.end()
