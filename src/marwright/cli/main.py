@@ -6,53 +6,86 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Iterable
+from importlib import import_module
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 import marwright
-from marwright.cli import (
-    apply,
-    check,
-    config,
-    demo,
-    diff,
-    doctor,
-    export,
-    extract,
-    federate,
-    harden,
-    inspect,
-    logs,
-    models,
-    optimize,
-    pack,
-    predict,
-    repack,
-    run,
-    schema,
-    serve,
-    servers,
-    sign,
-    store,
-    train,
-    tune,
-    verify,
-)
 from marwright.cli.output import print_error, say
 from marwright.errors import MarwrightError
 
-__all__ = ["app", "main"]
+__all__ = ["build_app", "COMMANDS", "main"]
 
-app = typer.Typer(
-    name="marwright",
-    help="Train, pack, serve and manage PyTorch models on TorchServe.",
-    no_args_is_help=True,
-    rich_markup_mode=None,  # plain text: the same in a terminal, a pipe and the docs
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+COMMANDS = {
+    "demo": "demo.run_demo",
+    "train": "train.train",
+    "federate": "federate.federate",
+    "optimize": "optimize.optimize",
+    "export": "export.export",
+    "pack": "pack.pack",
+    "serve": "serve.serve",
+    "status": "servers.status",
+    "restart": "servers.restart",
+    "stop": "servers.stop",
+    "apply": "apply.apply",
+    "config": "config.app",
+    "tune": "tune.tune",
+    "logs": "logs.show_logs",
+    "harden": "harden.harden",
+    "predict": "predict.predict",
+    "run": "run.run",
+    "inspect": "inspect.inspect",
+    "diff": "diff.diff",
+    "extract": "extract.extract",
+    "repack": "repack.repack",
+    "store": "store.app",
+    "sign": "sign.sign",
+    "check": "check.check",
+    "verify": "verify.verify",
+    "models": "models.app",
+    "schema": "schema.schema",
+    "doctor": "doctor.doctor",
+}
+"""Each command's function, or the Typer of its own commands, below marwright.cli."""
+
+
+def build_app(names: Iterable[str] = COMMANDS) -> typer.Typer:
+    """Return the command line, with some commands only: each costs some milliseconds."""
+    app = typer.Typer(
+        name="marwright",
+        help="Train, pack, serve and manage PyTorch models on TorchServe.",
+        no_args_is_help=True,
+        rich_markup_mode=None,  # plain text: the same in a terminal, a pipe and the docs
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_root)
+    for name in names:
+        place, _, member = COMMANDS[name].partition(".")
+        module = import_module(f"marwright.cli.{place}")
+        command = getattr(module, member)
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=name)
+        else:
+            app.command(name, cls=getattr(module, "COMMAND_CLASS", None))(command)
+    return app
+
+
+def __getattr__(name: str) -> Any:
+    """Build the whole command line for who asks for `app`: tests, tools that document it."""
+    if name != "app":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return build_app()
+
+
+def _choose_commands() -> Iterable[str]:
+    """Return the one command that is called; all where it is help or completion that is wanted."""
+    called = sys.argv[1] if len(sys.argv) > 1 else ""
+    is_completing = any(name.endswith("_COMPLETE") for name in os.environ)
+    return [called] if called in COMMANDS and not is_completing else COMMANDS
 
 
 def _print_version(wanted: bool) -> None:
@@ -61,7 +94,6 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _root(
     version: Annotated[
         bool,
@@ -73,41 +105,11 @@ def _root(
     """Train, pack, serve and manage PyTorch models on TorchServe."""
 
 
-app.command("demo")(demo.run_demo)
-app.command("train")(train.train)
-app.command("federate")(federate.federate)
-app.command("optimize")(optimize.optimize)
-app.command("export")(export.export)
-app.command("pack", cls=pack.PackCommand)(pack.pack)
-app.command("serve")(serve.serve)
-app.command("status")(servers.status)
-app.command("restart")(servers.restart)
-app.command("stop")(servers.stop)
-app.command("apply")(apply.apply)
-app.add_typer(config.app, name="config")
-app.command("tune")(tune.tune)
-app.command("logs")(logs.show_logs)
-app.command("harden")(harden.harden)
-app.command("predict")(predict.predict)
-app.command("run")(run.run)
-app.command("inspect")(inspect.inspect)
-app.command("diff")(diff.diff)
-app.command("extract")(extract.extract)
-app.command("repack")(repack.repack)
-app.add_typer(store.app, name="store")
-app.command("sign")(sign.sign)
-app.command("check")(check.check)
-app.command("verify")(verify.verify)
-app.add_typer(models.app, name="models")
-app.command("schema")(schema.schema)
-app.command("doctor")(doctor.doctor)
-
-
 def main() -> None:
     """Run the command line; exit 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        app()
+        build_app(_choose_commands())()
     except SystemExit as exc:
         if exc.code == 130:
             say("interrupted")

@@ -51,6 +51,10 @@ class PackCommand(TyperCommand):
         return f"{meant[0]}{equals}{value}" if len(meant) == 1 else arg
 
 
+COMMAND_CLASS = PackCommand
+"""What main.py makes the command of."""
+
+
 def pack(
     source: Annotated[
         Path | None,

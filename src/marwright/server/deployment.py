@@ -7,6 +7,7 @@ then says of itself is compared with it (state.py).
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -33,7 +34,7 @@ __all__ = ["Deployment", "DEPLOYMENT_NAME", "ModelEntry", "parse_size", "SETTING
 DEPLOYMENT_NAME = "deploy.yaml"
 REMEDY = "mend it; marwright schema deploy prints what it takes, marwright config explain KEY why"
 
-_STRICT = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+_STRICT = ConfigDict(extra="forbid", frozen=True)
 _UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 1 << 10, "mib": 1 << 20}
 _UNITS["gib"] = 1 << 30
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*")
@@ -309,6 +310,13 @@ class Deployment(BaseModel):
             key: words[value] if isinstance(value, bool) else str(value)
             for key, value in values.items()
         }
+
+    @classmethod
+    def model_json_schema(cls, *args: Any, **options: Any) -> dict[str, Any]:
+        """Return the JSON schema, with what each key means."""
+        from marwright.server.descriptions import add_descriptions
+
+        return add_descriptions(super().model_json_schema(*args, **options), sys.modules[__name__])
 
     @classmethod
     def read(cls, path: Path, *, starting: bool = False) -> Deployment:
