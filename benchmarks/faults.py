@@ -33,15 +33,16 @@ def main() -> None:
             check=False,
         )
         lines = rows.read_text(encoding="utf-8").splitlines() if rows.exists() else []
+    faults = [json.loads(line) for line in lines]
     result = {
         "date": date.today().isoformat(),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
         "versions": {p: version(p) for p in ("marwright", "torch", "torchserve")},
         "python": platform.python_version(),
-        "faults": [json.loads(line) for line in lines],
+        "faults": faults,
     }
     RESULTS.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    for row in result["faults"]:
+    for row in faults:
         counts = ", ".join(f"{key} {row[key]}" for key in ("sent", "answered", "refused", "lost"))
         print(f"{row['fault']}: {counts}; with marwright's client lost {row['client']['lost']}")
     sys.exit(tests.returncode)

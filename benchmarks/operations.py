@@ -24,10 +24,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import requests
 import yaml
 from contestants.load import finish_wrk, start_wrk, wait_for_quiet
+from PIL import Image
 from way import boot_plain, spread
 
 from marwright.archive import Run, pack_run
@@ -51,6 +53,7 @@ SECONDS = 6
 def main() -> None:
     """Measure everything, or the parts that are named, and write the result."""
     wanted = sys.argv[1:]
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else each command compiles what it imports
     parts: dict[str, Callable[[Run, Path], dict[str, Any]]] = {
         "apply": measure_apply,
         "restart": measure_restart,
@@ -256,7 +259,9 @@ def spread_ms(values: list[float]) -> dict[str, float]:
 
 def measure_async_client(run: Run, archive: Path) -> dict[str, Any]:
     """Load one server with AsyncClient and with wrk, in turns, 64 requests in flight."""
-    body = run.samples[0].path.read_bytes()
+    large = archive.parent.parent / "large.jpg"
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    Image.fromarray(pixels).resize((640, 480)).save(large)
     deployment = Deployment.model_validate(
         {
             "store": archive.parent,
@@ -265,19 +270,22 @@ def measure_async_client(run: Run, archive: Path) -> dict[str, Any]:
             "access": {"tokens": False},  # wrk's script sends none
         }
     )
-    rates: dict[str, list[float]] = {"wrk": [], "AsyncClient": []}
     with TorchServe.deploy(deployment) as server:
-        url = f"{server.endpoint.inference_url}/predictions/cnn"
-        for round_number in range(ROUNDS + 1):
-            outcome = finish_wrk(
-                start_wrk(
-                    url, (run.samples[0].path, "application/octet-stream"), IN_FLIGHT, SECONDS
-                )
-            )
-            rate = asyncio.run(load_with_client(server.endpoint, body))
-            if round_number:  # the first warms Java up
-                rates["wrk"].append((outcome["requests"] - outcome["refused"]) / outcome["seconds"])
-                rates["AsyncClient"].append(rate)
+        pictures = {"scan": run.samples[0].path, "large": large}
+        return {name: load(server, picture) for name, picture in pictures.items()}
+
+
+def load(server: TorchServe, picture: Path) -> dict[str, float]:
+    """Load a server with one picture by wrk and by AsyncClient, in turns."""
+    rates: dict[str, list[float]] = {"wrk": [], "AsyncClient": []}
+    url = f"{server.endpoint.inference_url}/predictions/cnn"
+    request = (picture, "application/octet-stream")
+    for round_number in range(ROUNDS + 1):
+        outcome = finish_wrk(start_wrk(url, request, IN_FLIGHT, SECONDS))
+        rate = asyncio.run(load_with_client(server.endpoint, picture.read_bytes()))
+        if round_number:  # the first warms Java up
+            rates["wrk"].append((outcome["requests"] - outcome["refused"]) / outcome["seconds"])
+            rates["AsyncClient"].append(rate)
     ratios = [own / wrk for own, wrk in zip(rates["AsyncClient"], rates["wrk"], strict=True)]
     return {
         **{

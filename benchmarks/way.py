@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from datetime import date
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -113,12 +114,17 @@ def boot_plain(store: Path, archives: Sequence[str] = ("cnn.mar",), timeout: flo
             )
             with Client(endpoint) as client:
                 for name in [Path(archive).stem for archive in archives]:
-                    wait_until(lambda name=name: client.models.describe(name).ready, timeout)
+                    wait_until(partial(is_ready, client, name), timeout)
             return time.perf_counter() - started
         finally:
             os.killpg(process.pid, signal.SIGTERM)
             process.wait(30)
             wait_until(lambda: not is_group_alive(process.pid))
+
+
+def is_ready(client: Client, name: str) -> bool:
+    """Return whether a model has its workers."""
+    return client.models.describe(name).ready
 
 
 def wait_until(is_true: Callable[[], bool], timeout: float = 60.0) -> None:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from marwright.archive.admission import POLICY_NAME, admit, find_policy
 from marwright.archive.keys import make_key_pair
 from marwright.archive.member import Member
-from marwright.archive.policy import POLICY_NAME, FindingRules, Policy, admit, find_policy
+from marwright.archive.policy import FindingRules, Policy
 from marwright.archive.signature import signature_path
 from marwright.archive.signing import sign_with_key
 from marwright.archive.writer import write_archive

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from marwright.archive.admission import POLICY_NAME
 from marwright.archive.keys import make_key_pair
 from marwright.archive.member import Member
-from marwright.archive.policy import POLICY_NAME
 from marwright.archive.signature import signature_path
 from marwright.archive.writer import write_archive
 from marwright.cli.main import main

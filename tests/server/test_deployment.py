@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from marwright.archive.policy import POLICY_NAME
+from marwright.archive.admission import POLICY_NAME
 from marwright.errors import ConfigurationError, StorageError
 from marwright.server.deployment import Deployment, parse_size
 
@@ -188,4 +188,4 @@ def test_a_store_s_own_policy_counts(tmp_path: Path, store: Path) -> None:
 
 def test_a_deployment_is_not_changed_in_place() -> None:
     with pytest.raises((ValidationError, dataclasses.FrozenInstanceError)):
-        Deployment().store = Path("x")  # type: ignore[misc]  # that is what is tried
+        Deployment().store = Path("x")

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from marwright.archive.admission import POLICY_NAME
 from marwright.archive.document import Document
-from marwright.archive.policy import POLICY_NAME
 from marwright.errors import ConfigurationError
 from marwright.server import examination
 from marwright.server.deployment import Deployment

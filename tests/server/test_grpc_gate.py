@@ -105,13 +105,13 @@ class Caller:
                     body = getattr(answer, "prediction", b"").decode()
                     answers.append(body or getattr(answer, "msg", ""))
             except grpc.RpcError as exc:
-                return Reply(answers, exc.code().name, exc.details())
+                return Reply(answers, exc.code().name, exc.details() or "")
         return Reply(answers)
 
     def predict(self, text: str, name: str = "Predictions") -> Reply:
         return self.send(name, make_input("talker", text))
 
-    def list(self) -> Reply:
+    def list_models(self) -> Reply:
         return self.send("ListModels", {"limit": 100})
 
     def describe(self) -> list[Any]:
@@ -162,7 +162,7 @@ def test_models_are_not_changed_without_the_key(
     assert reply.code == "PERMISSION_DENIED"
     assert "which send the key (x-marwright-key)" in reply.text
     assert caller.describe() == before
-    assert "again" not in caller.list().answers[0]
+    assert "again" not in caller.list_models().answers[0]
 
 
 @pytest.mark.parametrize(("method", "fields"), CHANGES)
@@ -175,7 +175,7 @@ def test_the_key_alone_is_not_enough(
 
 
 def test_models_are_read_with_the_token_alone(caller: Caller) -> None:
-    assert "talker" in caller.list().answers[0]
+    assert "talker" in caller.list_models().answers[0]
     assert caller.send("ListModels", {"limit": 1}, token=False).code == "PERMISSION_DENIED"
     assert caller.describe()
 

@@ -95,7 +95,7 @@ def test_only_this_machine_is_answered(health: Health) -> None:
 
 def test_a_connection_that_says_nothing_keeps_nobody_waiting(health: Health) -> None:
     address = urlsplit(health.url)
-    with socket.create_connection((address.hostname, address.port)):
+    with socket.create_connection((address.hostname, address.port or 0)):
         assert ask(health, "/live")[0] == 200
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from marwright.archive import Run, pack_run
+from marwright.archive.admission import POLICY_NAME
 from marwright.archive.keys import make_key_pair
-from marwright.archive.policy import POLICY_NAME, Policy
+from marwright.archive.policy import Policy
 from marwright.archive.signature import signature_path
 from marwright.archive.signing import sign_with_key
 from marwright.client import Client, Endpoint

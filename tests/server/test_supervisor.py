@@ -91,7 +91,7 @@ class Served:
 
     def wait(self, key: str = "ready") -> dict[str, Any]:
         """Wait until a question's answer is yes; return the whole status."""
-        return wait_until(lambda: (s := self.status()).get(key) and s)  # type: ignore[no-any-return]
+        return wait_until(lambda: (s := self.status()).get(key) and s)
 
     def find(self, key: str) -> dict[str, Any]:
         """Return the status of one version, as "cnn 1.0"."""

@@ -12,18 +12,15 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from marwright.archive.checks import integrity, scan
-from marwright.archive.checks.findings import Finding, Severity, refuse, worst
+from marwright.archive.checks.findings import Finding, Severity, worst
 from marwright.archive.document import Document
 from marwright.archive.keys import read_certificates, read_public_key
 from marwright.archive.reader import Archive
 from marwright.archive.signature import Identity, Trust
-from marwright.errors import MarwrightError, UsageError
-from marwright.storage import translate_os_errors, write_file
+from marwright.errors import MarwrightError
+from marwright.storage import write_file
 
-__all__ = ["admit", "find_policy", "FindingRules", "Policy", "POLICY_NAME"]
-
-POLICY_NAME = "marwright-policy.yaml"
-"""Of the file in a store that is obeyed without being asked for."""
+__all__ = ["FindingRules", "Policy"]
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)
 Text = Annotated[str, Field(min_length=1)]
@@ -171,35 +168,3 @@ class Policy(BaseModel):
             return replace(finding, severity=min(severity, Severity.WARNING))
 
         return [weigh(finding) for finding in findings]
-
-
-def admit(path: Path, policy: Policy | None, *, shown: Path | None = None) -> None:
-    """Refuse an archive that the policy does not bear, or that is dangerous where there is none.
-
-    `shown` is what errors call it, where `path` is a copy.
-
-    Raises:
-        ArchiveError: it says why.
-    """
-    refuse(scan(path) if policy is None else policy.judge(path), shown or path)
-
-
-def find_policy(store: Path, given: Policy | None = None) -> Policy | None:
-    """Return the policy for a store: its own file's, or the one given where it has none.
-
-    Raises:
-        UsageError: there are two, and they differ.
-        ArchiveError: the store's is broken.
-    """
-    path = store / POLICY_NAME
-    with translate_os_errors(f"read {path}"):
-        if not path.exists() and not path.is_symlink():
-            return given
-    own = Policy.read(path)
-    if given is not None and given != own:
-        raise UsageError(
-            "there are two policies for one store",
-            found=f"{path} and the one given",
-            remedy="change the store's own, or remove it",
-        )
-    return own

@@ -133,7 +133,7 @@ class Store:
             StorageError: another model has it and `force` is false, or the store cannot be
                 written; nothing half-written is left.
         """
-        from marwright.archive.policy import admit, find_policy
+        from marwright.archive.admission import admit, find_policy
 
         admit(archive, find_policy(self.folder))
         model, _, suffix = _identify(archive)

@@ -48,9 +48,10 @@ def verify(
     Exit 0 where all that was asked holds, 1 otherwise.
     """
     from marwright.archive import Archive
+    from marwright.archive.admission import POLICY_NAME, find_policy
     from marwright.archive.checks.findings import refuse
     from marwright.archive.checks.integrity import check_signature, verify_digests
-    from marwright.archive.policy import POLICY_NAME, Policy, find_policy
+    from marwright.archive.policy import Policy
     from marwright.archive.signature import Signature, Trust, signature_path
 
     trust = Trust(

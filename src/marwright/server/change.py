@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from marwright.archive.policy import Policy, find_policy
+from marwright.archive.admission import find_policy, read_policy
 from marwright.archive.summary import flatten
 from marwright.client import Client
 from marwright.errors import ArchiveError, ServerError, UsageError
@@ -24,6 +24,9 @@ from marwright.server.staging import Staging
 from marwright.server.state import compare, read_state
 from marwright.server.wanted import Wanted, list_wanted, read_wanted
 from marwright.storage import hold_path, translate_os_errors, write_file
+
+if TYPE_CHECKING:
+    pass
 
 __all__ = ["Change", "hold_server", "make_change", "prepare_change"]
 
@@ -72,7 +75,7 @@ def prepare_change(path: Path, client: Client) -> Change:
         ClientError: the server does not answer.
     """
     endpoint = client.endpoint
-    policy = Policy.read(endpoint.policy) if endpoint.policy else None
+    policy = read_policy(endpoint.policy) if endpoint.policy else None
     staging = Staging(endpoint.staging, policy) if endpoint.staging else None
     deployment, document = Deployment.parse(path)
     trusted: list[str] = []

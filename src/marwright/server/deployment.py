@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import (
@@ -23,11 +23,14 @@ from pydantic import (
     model_validator,
 )
 
+from marwright.archive.admission import read_policy
 from marwright.archive.document import Document
-from marwright.archive.policy import Policy
 from marwright.archive.settings import HandlerSettings
 from marwright.errors import ConfigurationError
 from marwright.storage import write_file
+
+if TYPE_CHECKING:
+    from marwright.archive.policy import Policy
 
 __all__ = ["Deployment", "DEPLOYMENT_NAME", "ModelEntry", "parse_size", "SETTINGS"]
 
@@ -352,7 +355,7 @@ class Deployment(BaseModel):
 
     def read_policy(self) -> Policy | None:
         """Return the policy that this file names, or None; the store may have one of its own."""
-        return Policy.read(self.policy) if self.policy else None
+        return read_policy(self.policy) if self.policy else None
 
     def to_yaml(self) -> str:
         """Return the file's text: what differs from the defaults."""

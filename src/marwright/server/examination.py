@@ -11,8 +11,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from marwright.archive.admission import admit, find_policy
 from marwright.archive.document import Document, Problem
-from marwright.archive.policy import admit, find_policy
 from marwright.errors import MarwrightError
 from marwright.server.deployment import Deployment, ModelEntry, TlsFiles
 from marwright.server.memory import read_memory

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from marwright.archive.policy import POLICY_NAME, Policy
+from marwright.archive.admission import POLICY_NAME
+from marwright.archive.policy import Policy
 from marwright.client import Endpoint
 from marwright.errors import ServerError
 from marwright.server.certificate import Certificate, make_certificate

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-import psutil
-
 from marwright.server.deployment import Deployment
 
 __all__ = ["compute_direct_memory", "compute_heap", "read_memory"]
@@ -21,6 +19,8 @@ CONNECTIONS_AT_ONCE = 64
 
 def read_memory() -> int:
     """Return the bytes this process may use: the machine's, or a container's (cgroup v2)."""
+    import psutil
+
     memory = int(psutil.virtual_memory().total)
     with contextlib.suppress(OSError, ValueError):  # no container, or "max"
         memory = min(memory, int(MEMORY_LIMIT.read_text(encoding="ascii")))

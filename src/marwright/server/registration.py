@@ -8,8 +8,9 @@ import shutil
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from marwright.archive.policy import Policy, admit, find_policy
+from marwright.archive.admission import admit, find_policy, read_policy
 from marwright.archive.reader import read_manifest
 from marwright.archive.signature import signature_path
 from marwright.client import Client, ModelVersion
@@ -28,6 +29,9 @@ from marwright.server.staging import Staging
 from marwright.server.wanted import read_wanted
 from marwright.server.worker_log import WorkerFailure, read_failures
 from marwright.storage import translate_os_errors, write_file
+
+if TYPE_CHECKING:
+    from marwright.archive.policy import Policy
 
 __all__ = ["register", "start_version"]
 
@@ -60,7 +64,7 @@ def register(
         raise ServerError(
             "the server's store is not known here", remedy="pass --store, where archives are read"
         )
-    policy = Policy.read(endpoint.policy) if endpoint.policy else find_policy(store)
+    policy = read_policy(endpoint.policy) if endpoint.policy else find_policy(store)
     added = _bring_into_store(archive, store, policy)
     staging = Staging(endpoint.staging, policy) if endpoint.staging else None
     staged = False

@@ -12,14 +12,15 @@ import json
 import os
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from marwright.archive.checks.findings import refuse
-from marwright.archive.checks.integrity import verify_digests
-from marwright.archive.policy import Policy, admit
+from marwright.archive.admission import admit
 from marwright.archive.reader import Archive
 from marwright.server.wanted import Wanted
 from marwright.storage import translate_os_errors, write_file
+
+if TYPE_CHECKING:
+    from marwright.archive.policy import Policy
 
 __all__ = ["Staging"]
 
@@ -149,6 +150,9 @@ def _drop(stamp: Stamp, settings: Collection[str]) -> Stamp:
 
 def _check_digests(path: Path) -> None:
     """Refuse an archive of which a member is not what the archive says it is."""
+    from marwright.archive.checks.findings import refuse
+    from marwright.archive.checks.integrity import verify_digests
+
     with Archive.open(path) as archive:
         refuse(verify_digests(archive), path)
 

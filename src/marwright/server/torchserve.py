@@ -15,7 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
-from marwright.archive.policy import Policy, find_policy
+from marwright.archive.admission import find_policy
+from marwright.archive.policy import Policy
 from marwright.client import Client, Endpoint
 from marwright.errors import (
     ClientError,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from marwright.archive.manifest import Manifest
 from marwright.archive.reader import Archive
 from marwright.archive.summary import read_settings
 from marwright.errors import ArchiveError
@@ -75,15 +77,29 @@ def list_wanted(deployment: Deployment) -> list[Wanted]:
 def read_wanted(deployment: Deployment, entry: ModelEntry) -> Wanted:
     """Return one entry joined with its archive; no version of it is marked as the default."""
     path = deployment.store / entry.archive
-    with Archive.open(path) as archive:
-        manifest = archive.manifest
-        own = _read_own(archive)
+    manifest, own = _read_archive(path, _read_stamp(path))
     given = entry.to_settings()
     changes = {key: value for key, value in given.items() if _find(own, key) != value}
     flat = {key: value for key, value in given.items() if "." not in key}
     settings = {**_DEFAULTS, **_clean(own), **flat}
     settings["maxWorkers"] = max(settings["minWorkers"], settings["maxWorkers"])
     return Wanted(manifest.name, manifest.version, path, entry, changes, settings)
+
+
+def _read_stamp(path: Path) -> tuple[int, ...]:
+    """Return what changes with a file; nothing where it cannot be looked at, as its reader says."""
+    with contextlib.suppress(OSError):
+        status = path.stat()
+        return status.st_ino, status.st_size, status.st_mtime_ns
+    return ()
+
+
+@functools.lru_cache(maxsize=1024)
+def _read_archive(path: Path, stamp: tuple[int, ...]) -> tuple[Manifest, Mapping[str, Any]]:
+    """Return what an archive says; read once, however often it is asked, until `stamp` changes."""
+    del stamp
+    with Archive.open(path) as archive:
+        return archive.manifest, _read_own(archive)
 
 
 def _read_own(archive: Archive) -> dict[str, Any]:

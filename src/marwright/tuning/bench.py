@@ -15,8 +15,8 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
 
+from marwright.archive.admission import admit, find_policy
 from marwright.archive.checks.samples import Sample
-from marwright.archive.policy import admit, find_policy
 from marwright.archive.reader import Archive
 from marwright.archive.repack import Changes, repack
 from marwright.archive.summary import read_settings
