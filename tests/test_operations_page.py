@@ -60,7 +60,7 @@ def make_operation_lines(root: Path) -> list[str]:
                 f" {result['async_client'][key]['wrk_requests_per_second']:,.0f} answers/s",
                 "at least 0.8 times",
             )
-            for key, name in (("scan", "a scan of 250 bytes"), ("large", "a JPEG of 640x480"))
+            for key, name in (("scan", "a PNG of 120 bytes"), ("large", "a JPEG of 640x480"))
         ),
         (f"{many['registered']} versions: list", show(many["list"]), "under 1 s"),
         (f"{many['registered']} versions: describe all", show(many["describe_all"]), "under 1 s"),
