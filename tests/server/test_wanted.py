@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,12 @@ def deploy(store: Path, *models: object) -> Deployment:
     return Deployment.model_validate({"store": store, "models": list(models) or None})
 
 
-def test_without_models_the_whole_store_is_wanted_lowest_version_first(store: Path) -> None:
-    wanted = list_wanted(deploy(store))
+def test_without_models_the_whole_store_is_wanted_lowest_version_first(
+    store: Path, tmp_path: Path
+) -> None:
+    for file in ("cnn-2.0.mar", "cnn.mar"):  # others may put more into the common store
+        shutil.copy(store / file, tmp_path)
+    wanted = list_wanted(deploy(tmp_path))
     assert [(item.key, item.default) for item in wanted] == [
         (("cnn", "1.0"), True),
         (("cnn", "2.0"), False),
