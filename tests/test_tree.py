@@ -36,9 +36,19 @@ def test_training_imports_archive_errors_and_storage_at_most(root: Path) -> None
     assert not [pair for pair in found if not pair[1].startswith(allowed)]
 
 
-@pytest.mark.parametrize("package", ["archive", "client", "server"])
-def test_the_toolkit_imports_neither_handlers_nor_training(root: Path, package: str) -> None:
-    forbidden = {"handlers", "training", "cli"} | ({"server"} - {package})
+@pytest.mark.parametrize(
+    ("package", "above"),
+    [
+        ("archive", {"client", "server", "tuning"}),
+        ("client", {"server", "tuning"}),
+        ("server", {"tuning"}),
+        ("tuning", set()),
+    ],
+)
+def test_the_toolkit_imports_neither_handlers_nor_training_nor_what_stands_above(
+    root: Path, package: str, above: set[str]
+) -> None:
+    forbidden = {"handlers", "training", "cli", *above}
     found = [pair[1].split(".") for pair in read_imports(root / "src/marwright" / package)]
     assert not [name for name in found if name[0] == "marwright" and set(name[1:2]) & forbidden]
 

@@ -15,7 +15,7 @@ import pytest
 
 from marwright.server.deployment import Deployment
 from marwright.server.keys import KEYS, SECRET_NAMES, suggest_key
-from marwright.server.rendering import FIXED_KEYS, render_deployment
+from marwright.server.rendering import render_deployment
 from marwright.server.weaknesses import WEAKNESSES
 
 HEAD = """# config.properties
@@ -113,10 +113,6 @@ def test_the_table_is_what_the_installed_server_reads(constants: dict[str, str])
 def test_variables_are_those_that_the_installed_server_reads(constants: dict[str, str]) -> None:
     variables = {value: name for name, value in list_keys(constants) if name.startswith("TS_")}
     assert {key.name: key.variable for key in KEYS.values() if key.variable} == variables
-
-
-def test_what_deploy_yaml_says_is_what_is_rendered() -> None:
-    assert {key.name: key.fixed for key in KEYS.values() if key.fixed} == FIXED_KEYS
 
 
 def test_every_key_is_whole() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from marwright.archive import Run, pack_run
-from marwright.errors import ArchiveError
+from marwright.errors import ArchiveError, MarwrightError
 from marwright.server.deployment import Deployment
 from marwright.server.wanted import list_wanted, sort_versions
 
@@ -78,3 +78,16 @@ def test_versions_are_sorted_as_numbers(store: Path) -> None:
     (item,) = list_wanted(deploy(store, "cnn.mar"))
     versions = [replace(item, version=version) for version in ("10.0", "9.1", "9.0-rc", "9")]
     assert [found.version for found in sort_versions(versions)] == ["9", "9.0-rc", "9.1", "10.0"]
+
+
+def test_what_is_broken_is_put_aside_and_the_lowest_version_stays_the_default(
+    run: Run, tmp_path: Path
+) -> None:
+    for version in ("10.0", "2.0"):
+        pack_run(run, out=tmp_path / f"cnn-{version}.mar", version=version, preflight=None)
+    shutil.copy(tmp_path / "cnn-2.0.mar", tmp_path / "twin.mar")
+    (tmp_path / "bad.mar").write_text("no archive", encoding="utf-8")
+    refused: dict[str, MarwrightError] = {}
+    wanted = list_wanted(deploy(tmp_path), refused=refused)
+    assert [(item.version, item.default) for item in wanted] == [("2.0", True), ("10.0", False)]
+    assert sorted(refused) == ["bad.mar", "twin.mar"]

@@ -11,6 +11,7 @@ import os
 import re
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
@@ -32,7 +33,7 @@ _claims: set[tuple[Path, str]] = set()
 _claiming = threading.Lock()
 
 
-class WatchedFile:
+class WatchedFile(ABC):
     """A small file that is read again only after it has changed."""
 
     def __init__(self, path: Path) -> None:
@@ -69,9 +70,9 @@ class WatchedFile:
             self._stamp = stamp
         return content()
 
+    @abstractmethod
     def parse(self, text: str, status: os.stat_result) -> Any:
         """Make of the text what is wanted of it; raise ValueError, KeyError or TypeError."""
-        raise NotImplementedError
 
 
 class TokenFile(WatchedFile):

@@ -17,12 +17,12 @@ from marwright.archive.admission import find_policy, read_policy
 from marwright.archive.summary import flatten
 from marwright.client import Client
 from marwright.errors import ArchiveError, ServerError, UsageError
-from marwright.server.deployment import REMEDY, Deployment, ModelEntry
+from marwright.server.deployment import REMEDY, Deployment
 from marwright.server.examination import examine
 from marwright.server.plan import Plan, Step, carry_out, make_plan
 from marwright.server.staging import Staging
 from marwright.server.state import compare, read_state
-from marwright.server.wanted import Wanted, list_wanted, read_wanted
+from marwright.server.wanted import Wanted, list_wanted
 from marwright.storage import hold_path, translate_os_errors, write_file
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def prepare_change(path: Path, client: Client) -> Change:
         # What another policy admitted is judged again.
         with contextlib.suppress(ArchiveError, UsageError):  # examine has these too
             if find_policy(deployment.store, deployment.read_policy()) == policy:
-                trusted = staging.list_unchanged(_list_readable(deployment))
+                trusted = staging.list_unchanged(list_wanted(deployment, refused={}))
     document.refuse(examine(deployment, document, trusted=trusted), remedy=REMEDY)
     restart = _compare_running(deployment, staging) if staging else []
     wanted = list_wanted(deployment)
@@ -118,18 +118,6 @@ def _check(wanted: Sequence[Wanted], client: Client) -> None:
                 detail="\n".join(differences) if len(differences) > 1 else "",
             )
         time.sleep(0.2)
-
-
-def _list_readable(deployment: Deployment) -> list[Wanted]:
-    """Return what can be read of the wanted versions."""
-    entries = deployment.models
-    if entries is None:
-        entries = [ModelEntry(archive=path.name) for path in deployment.store.glob("*.mar")]
-    readable = []
-    for entry in entries:
-        with contextlib.suppress(ArchiveError, OSError):
-            readable.append(read_wanted(deployment, entry))
-    return readable
 
 
 def _compare_running(deployment: Deployment, staging: Staging) -> list[str]:

@@ -17,9 +17,9 @@ from pydantic import ValidationError
 
 from marwright.errors import ConfigurationError
 from marwright.server.deployment import Deployment
-from marwright.server.keys import KEYS, suggest_key
+from marwright.server.keys import FIXED_KEYS, KEYS, suggest_key
 from marwright.server.properties import read_properties
-from marwright.server.rendering import FIXED_KEYS, render_deployment
+from marwright.server.rendering import render_deployment
 
 __all__ = ["import_properties"]
 

@@ -353,6 +353,15 @@ class Deployment(BaseModel):
         assert deployment is not None  # else there were problems
         return deployment, document
 
+    def list_entries(self) -> list[ModelEntry]:
+        """Return what is served: the entries, or one for each archive of the store."""
+        if self.models is not None:
+            return self.models
+        return [
+            ModelEntry(archive=file)
+            for file in sorted(path.name for path in self.store.glob("*.mar"))
+        ]
+
     def read_policy(self) -> Policy | None:
         """Return the policy that this file names, or None; the store may have one of its own."""
         return read_policy(self.policy) if self.policy else None

@@ -14,10 +14,9 @@ from pydantic import ValidationError
 from marwright.archive.admission import admit, find_policy
 from marwright.archive.document import Document, Problem
 from marwright.errors import MarwrightError
-from marwright.server.deployment import Deployment, ModelEntry, TlsFiles
+from marwright.server.deployment import Deployment, TlsFiles
 from marwright.server.memory import read_memory
 from marwright.server.ports import is_free
-from marwright.server.rendering import FIXED_KEYS
 from marwright.server.wanted import Wanted, read_wanted
 
 __all__ = ["examine", "examine_rest"]
@@ -132,12 +131,8 @@ def _check_store(deployment: Deployment, trusted: Collection[str]) -> Iterator[t
         policy = find_policy(deployment.store, deployment.read_policy())
     except MarwrightError as exc:
         yield ["policy"], str(exc)
-    entries = deployment.models
-    if entries is None:
-        files = sorted(path.name for path in deployment.store.glob("*.mar"))
-        entries = [ModelEntry(archive=file) for file in files]
     wanted: dict[int, Wanted] = {}
-    for number, entry in enumerate(entries):
+    for number, entry in enumerate(deployment.list_entries()):
         path = deployment.store / entry.archive
         if not path.exists():
             yield ["models", number, "archive"], f"there is no archive {path}"
@@ -196,7 +191,7 @@ def _check_memory(deployment: Deployment) -> Iterator[tuple[Keys, str]]:
 
 
 def _check_properties(deployment: Deployment) -> Iterator[tuple[Keys, str]]:
-    from marwright.server.keys import KEYS, suggest_key
+    from marwright.server.keys import FIXED_KEYS, KEYS, suggest_key
 
     for key in deployment.properties:
         if key in FIXED_KEYS:

@@ -15,9 +15,9 @@ from marwright.archive.reader import Archive
 from marwright.archive.summary import read_settings
 from marwright.errors import ArchiveError, UsageError
 from marwright.server.deployment import SETTINGS, Deployment, ModelEntry
-from marwright.server.keys import KEYS
+from marwright.server.keys import FIXED_KEYS, KEYS
 from marwright.server.memory import compute_direct_memory, compute_heap
-from marwright.server.rendering import FIXED_KEYS, render_deployment, render_java_options
+from marwright.server.rendering import render_deployment, render_java_options
 
 __all__ = ["explain", "Explanation", "list_explanations"]
 

@@ -11,7 +11,7 @@ import difflib
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Key", "KEYS", "Kind", "SECRET_NAMES", "suggest_key"]
+__all__ = ["FIXED_KEYS", "Key", "KEYS", "Kind", "SECRET_NAMES", "suggest_key"]
 
 Kind = Literal["address", "bool", "int", "json", "path", "regex", "text"]
 
@@ -198,7 +198,7 @@ _WITHOUT_VARIABLE = {
     "version",
     "vmargs",
 }
-_FIXED = {
+FIXED_KEYS = {
     "inference_address": "ports",
     "management_address": "ports",
     "metrics_address": "ports",
@@ -223,6 +223,7 @@ _FIXED = {
     "enable_grpc_ssl": "tls",
     "vmargs": "jvm",
 }
+"""Keys that other words of deploy.yaml say, or that are not to be chosen."""
 
 
 def _name_variable(name: str) -> str:
@@ -232,7 +233,7 @@ def _name_variable(name: str) -> str:
 
 
 KEYS: dict[str, Key] = {
-    name: Key(name, kind, default, does, _name_variable(name), _FIXED.get(name, ""))
+    name: Key(name, kind, default, does, _name_variable(name), FIXED_KEYS.get(name, ""))
     for name, kind, default, does in sorted(
         (name, kind, default, does) for kind, rows in _TABLE.items() for name, default, does in rows
     )

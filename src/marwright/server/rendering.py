@@ -17,30 +17,7 @@ from marwright.server.memory import MIB, compute_direct_memory, compute_heap
 from marwright.server.ports import Ports
 from marwright.server.wanted import Wanted
 
-__all__ = ["FIXED_KEYS", "render_deployment", "render_java_options", "render_models"]
-
-FIXED_KEYS = {
-    **{f"{api}_address": "ports" for api in ("inference", "management", "metrics")},
-    **{f"grpc_{api}_address": "ports" for api in ("inference", "management")},
-    **{f"grpc_{api}_port": "ports" for api in ("inference", "management")},
-    "disable_token_authorization": "access.tokens",
-    "token_expiration_min": "access.token_minutes",
-    "enable_model_api": "access.models",
-    "blacklist_env_vars": "access.environment",
-    "job_queue_size": "limits.queue",
-    "max_request_size": "limits.request_bytes",
-    "max_response_size": "limits.response_bytes",
-    "limit_max_image_pixels": "limits.large_images",
-    "model_store": "store",
-    "workflow_store": "an empty private folder",
-    "load_models": "models",
-    "models": "models",
-    "certificate_file": "tls",
-    "private_key_file": "tls",
-    "enable_grpc_ssl": "tls",
-    "vmargs": "jvm",
-}
-"""Keys of TorchServe's that other words of deploy.yaml say, or that are not to be chosen."""
+__all__ = ["render_deployment", "render_java_options", "render_models"]
 
 
 def render_deployment(

@@ -28,7 +28,7 @@ from marwright.errors import (
     ServerDiedError,
     ServerError,
 )
-from marwright.server.deployment import Deployment, ModelEntry
+from marwright.server.deployment import Deployment
 from marwright.server.launch import STAGING, Launch, clear_run_folder, make_run_folder
 from marwright.server.ports import Ports
 from marwright.server.process import Process
@@ -36,7 +36,7 @@ from marwright.server.properties import read_properties
 from marwright.server.readback import compare_properties
 from marwright.server.staging import Staging
 from marwright.server.state import compare, read_state
-from marwright.server.wanted import Wanted, list_wanted, read_wanted
+from marwright.server.wanted import Wanted, list_wanted
 from marwright.server.worker_log import read_failures, read_tail
 from marwright.storage import translate_os_errors
 
@@ -137,7 +137,7 @@ class TorchServe:
         """Archives that were not loaded, by file name."""
         self.failed: dict[tuple[str, str], ModelLoadError] = {}
         """Versions whose workers ended while they loaded, by model and version."""
-        self.wanted = self._read_wanted()
+        self.wanted = list_wanted(deployment, refused=self.refused if partial else None)
         self.run_folder = run_folder
         self.ready_seconds = 0.0
         """From the start of the process to the last worker READY."""
@@ -265,24 +265,6 @@ class TorchServe:
         while (status := self.exit_status) is None:
             time.sleep(0.2)
         return status
-
-    def _read_wanted(self) -> list[Wanted]:
-        """Return what is to be loaded; of a partial start, what can be read of it."""
-        if not self.partial:
-            return list_wanted(self.deployment)
-        entries = self.deployment.models
-        if entries is None:
-            files = sorted(path.name for path in self.store.glob("*.mar"))
-            entries = [ModelEntry(archive=file) for file in files]
-        readable = []
-        for entry in entries:
-            try:
-                read_wanted(self.deployment, entry)
-                readable.append(entry)
-            except MarwrightError as exc:
-                self.refused[entry.archive] = exc
-        models = {"models": readable} if self.deployment.models is not None or self.refused else {}
-        return list_wanted(self.deployment.model_copy(update=models))
 
     def _stage(self) -> dict[tuple[str, str], str]:
         """Bring the wanted archives where TorchServe reads them; return their names there."""

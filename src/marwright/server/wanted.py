@@ -13,7 +13,7 @@ from typing import Any
 from marwright.archive.manifest import Manifest
 from marwright.archive.reader import Archive
 from marwright.archive.summary import read_settings
-from marwright.errors import ArchiveError
+from marwright.errors import ArchiveError, MarwrightError
 from marwright.server.deployment import Deployment, ModelEntry
 
 __all__ = ["list_wanted", "read_wanted", "sort_versions", "Wanted"]
@@ -50,28 +50,34 @@ class Wanted:
         return int(self.settings["minWorkers"])
 
 
-def list_wanted(deployment: Deployment) -> list[Wanted]:
+def list_wanted(
+    deployment: Deployment, *, refused: dict[str, MarwrightError] | None = None
+) -> list[Wanted]:
     """Return the wanted versions, of each model the default one first: as TorchServe loads them.
+
+    With `refused`, what is wrong with an archive is put there, under its file name.
 
     Raises:
         ArchiveError: an archive is missing or broken, or two are of one version.
     """
-    entries = deployment.models
-    if entries is None:
-        files = sorted(path.name for path in deployment.store.glob("*.mar"))
-        entries = [ModelEntry(archive=file) for file in files]
-    wanted = [read_wanted(deployment, entry) for entry in entries]
-    if deployment.models is None:
-        wanted = sort_versions(wanted)
-    seen: dict[tuple[str, str], Wanted] = {}
-    for item in wanted:
-        if item.key in seen:
-            raise ArchiveError(
-                f"{seen[item.key].path.name} and {item.path.name} are both {' '.join(item.key)}",
-                remedy="pack one of them with another --version",
-            )
-        seen[item.key] = item
-    return _mark_defaults(wanted)
+    wanted: dict[tuple[str, str], Wanted] = {}
+    for entry in deployment.list_entries():
+        try:
+            item = read_wanted(deployment, entry)
+            if item.key in wanted:
+                raise ArchiveError(
+                    f"{wanted[item.key].path.name} and {entry.archive} are both"
+                    f" {' '.join(item.key)}",
+                    remedy="pack one of them with another --version",
+                )
+        except MarwrightError as exc:
+            if refused is None:
+                raise
+            refused[entry.archive] = exc
+        else:
+            wanted[item.key] = item
+    items = list(wanted.values())
+    return _mark_defaults(sort_versions(items) if deployment.models is None else items)
 
 
 def read_wanted(deployment: Deployment, entry: ModelEntry) -> Wanted:

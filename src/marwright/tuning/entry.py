@@ -89,18 +89,13 @@ def _means(text: str, wanted: Any) -> bool:
         return False
 
 
-def _list_entries(deployment: Deployment) -> list[str]:
-    """Return the archives that a file without `models` serves: all of its store."""
-    return sorted(path.name for path in deployment.store.glob("*.mar"))
-
-
 def _change_values(
     document: dict[str, Any], deployment: Deployment, archive: str, values: Mapping[str, int]
 ) -> dict[str, Any]:
     """Return the whole document as it is to be."""
     document = copy.deepcopy(document)
     if document.get("models") is None:
-        document["models"] = _list_entries(deployment)
+        document["models"] = [entry.archive for entry in deployment.list_entries()]
     for number, entry in enumerate(document["models"]):
         if entry == archive:
             document["models"][number] = {"archive": archive, **values}
@@ -121,7 +116,7 @@ def _change_text(text: str, deployment: Deployment, archive: str, values: Mappin
     if not isinstance(models, yaml.SequenceNode):
         if models is not None:
             return text  # `models:` without a value
-        names = _list_entries(deployment)
+        names = [entry.archive for entry in deployment.list_entries()]
         lines = [
             _render_block(name, values, "  ") if name == archive else f"{name}\n" for name in names
         ]
