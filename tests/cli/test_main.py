@@ -72,7 +72,7 @@ def test_models_are_listed_shown_and_scaled(marwright: Command, server: TorchSer
         ),
         (["train", "--force", "--out", "."], 1, "something else than a run"),
         (["serve", "elsewhere/cnn.mar"], 2, "is not in the store"),
-        (["serve", "--store", "absent"], 1, "there is no store"),
+        (["serve", "--store", "absent"], 1, "store: there is no folder"),
     ],
 )
 def test_a_mistake_gets_one_line_and_its_status(

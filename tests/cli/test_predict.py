@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 import signal
@@ -31,6 +32,7 @@ class Model(BaseHTTPRequestHandler):
         server.asked.append(body)
         time.sleep(server.delay)
         self.send_response({b"bad": 400, b"broken": 500}.get(body, 200))
+        self.send_header("Content-Type", "text/plain")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -76,6 +78,7 @@ def test_answers_are_written_one_line_each(
     rows = read_rows(out)
     assert {row["input"]: row["answer"] for row in rows} == {str(f): f.stem for f in files}
     assert len(rows) == 20
+    assert {row["model"] for row in rows} == {"m"}
     assert str(out) in done.stdout
 
 
@@ -100,6 +103,39 @@ def test_a_second_run_asks_only_for_what_is_missing(
     assert json.loads(second.stdout) == found | {"answered": 1, "refused": 0, "there_before": 19}
     assert model.asked == [b"mended"]
     assert len(read_rows(out)) == 20
+
+
+def test_an_answer_that_is_no_text_is_kept_whole(
+    marwright: Command, model: Any, files: list[Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "answers.jsonl"
+    content = b"\x89PNG\xff\x00"
+    files[0].write_bytes(content)
+    command = ("predict", "m", files[0], "--out", out, "--json", *model.options)
+    assert marwright(*command).returncode == 0
+    (row,) = read_rows(out)
+    assert base64.b64decode(row["body_base64"]) == content
+    assert json.loads(marwright(*command).stdout)["there_before"] == 1
+    shown = marwright("predict", "m", files[0], *model.options).stdout
+    assert shown.splitlines()[2].split()[1:] == [row["body_base64"], "(base64)"]
+
+
+def test_answers_of_another_model_or_version_do_not_count(
+    marwright: Command, model: Any, files: list[Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "answers.jsonl"
+    asked = (["m"], ["other"], ["m", "--version", "2.0"])
+    for there_before in (0, 3):
+        for words in asked:
+            done = marwright("predict", *words, *files[:3], "--out", out, "--json", *model.options)
+            assert json.loads(done.stdout)["there_before"] == there_before
+    rows = read_rows(out)
+    assert len(rows) == 9
+    assert [(row["model"], row.get("version")) for row in rows[::3]] == [
+        ("m", None),
+        ("other", None),
+        ("m", "2.0"),
+    ]
 
 
 def test_an_error_of_the_server_ends_the_run_and_keeps_the_answers(

@@ -8,14 +8,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import typer
 
 from marwright.archive import Packed
 from marwright.cli import serve
-from marwright.errors import ArchiveError, ConfigurationError, UsageError
-from marwright.server.inspection import stop_server
+from marwright.cli.configuration import Configuration, find_configuration
+from marwright.cli.detach import start_detached
+from marwright.errors import ConfigurationError, UsageError
 from marwright.server.registry import list_records
-
-NOTHING: dict[str, object] = {}
+from marwright.server.supervision.inspection import stop_server
 
 
 @pytest.fixture
@@ -29,21 +30,25 @@ def folder(tmp_path: Path, packed: Packed, monkeypatch: pytest.MonkeyPatch) -> I
         stop_server(record, timeout=60)
 
 
-def test_a_deploy_yaml_is_taken_where_nothing_else_is_said(folder: Path) -> None:
-    assert serve._find_deploy(None, False, None) is None
-    (folder / "deploy.yaml").touch()
-    assert serve._find_deploy(None, False, None) == Path("deploy.yaml")
-    assert serve._find_deploy(None, True, None) is None
-    assert serve._find_deploy(None, False, Path("config.properties")) is None
+def test_files_of_the_working_folder_are_taken_where_none_is_named(folder: Path) -> None:
+    deploy, properties = Path("deploy.yaml"), Path("config.properties")
+    assert find_configuration(None, None, {}) == Configuration(None, None, {})
+    properties.touch()
+    assert find_configuration(None, None, {}) == Configuration(None, properties, {})
+    deploy.touch()
+    assert find_configuration(None, None, {"tls": None}) == Configuration(deploy, None, {})
+    named = {"models": [{"archive": "cnn.mar"}]}
+    assert find_configuration(None, None, named) == Configuration(None, properties, named)
+    assert find_configuration(None, properties, {}) == Configuration(None, properties, {})
     with pytest.raises(UsageError, match="exclude each other"):
-        serve._find_deploy(Path("deploy.yaml"), False, Path("config.properties"))
+        find_configuration(deploy, properties, {})
 
 
 def test_options_go_before_what_the_file_says(folder: Path) -> None:
     path = folder / "deploy.yaml"
     path.write_text("name: one\nports: {inference: 9000}\nlimits: {queue: 7}", encoding="utf-8")
-    changes: dict[str, object] = {"name": "two", "supervision.start_timeout": 5.0, "tls": None}
-    deployment = serve._read_deployment(path, None, changes, strict=True)
+    changes = {"name": "two", "supervision.start_timeout": 5.0}
+    deployment = Configuration(path, None, changes).read(strict=True)
     assert deployment.name == "two"
     assert deployment.supervision.start_timeout == 5
     assert deployment.limits.queue == 7
@@ -53,29 +58,45 @@ def test_options_go_before_what_the_file_says(folder: Path) -> None:
     assert deployment.store == folder / "model_store"
 
 
+def test_what_options_replace_is_not_judged(folder: Path) -> None:
+    path = folder / "deploy.yaml"
+    path.write_text("name: one\nstore: gone\nmodels: [absent.mar]", encoding="utf-8")
+    changes = {"store": folder / "model_store", "models": [{"archive": "cnn.mar"}]}
+    assert Configuration(path, None, changes).read(strict=True).store == folder / "model_store"
+    with pytest.raises(ConfigurationError, match=r"found line 2: store: .*/gone"):
+        Configuration(path, None, {}).read(strict=False)
+    with pytest.raises(ConfigurationError, match=r"found store: .*/lost"):  # not in line 2
+        Configuration(path, None, {"store": folder / "lost"}).read(strict=True)
+
+
 def test_only_a_strict_reading_refuses_what_is_wrong_with_an_archive(folder: Path) -> None:
     (folder / "model_store/none.mar").write_text("no archive", encoding="utf-8")
     path = folder / "deploy.yaml"
     path.write_text("name: one", encoding="utf-8")
-    assert serve._read_deployment(path, None, NOTHING, strict=False).name == "one"
-    with pytest.raises(ConfigurationError, match=r"none\.mar"):
-        serve._read_deployment(path, None, NOTHING, strict=True)
-    with pytest.raises(ArchiveError, match=r"none\.mar"):
-        serve._read_deployment(None, None, NOTHING, strict=True)
+    assert Configuration(path, None, {}).read(strict=False).name == "one"
+    for deploy in (path, None):
+        with pytest.raises(ConfigurationError, match=r"none\.mar"):
+            Configuration(deploy, None, {}).read(strict=True)
     path.write_text("tls: {certificate: absent.pem, key: absent.key}", encoding="utf-8")
     with pytest.raises(ConfigurationError, match=r"absent\.pem"):
-        serve._read_deployment(path, None, NOTHING, strict=False)
+        Configuration(path, None, {}).read(strict=False)
 
 
 def test_what_a_properties_file_says_in_vain_is_noted(folder: Path) -> None:
     path = folder / "own.properties"
     path.write_text("load_models=all\njob_queue_size=7\n", encoding="utf-8")
     notes: list[str] = []
-    deployment = serve._read_deployment(None, path, NOTHING, say_note=notes.append, strict=True)
+    deployment = Configuration(None, path, {}).read(strict=True, say_note=notes.append)
     assert deployment.limits.queue == 7
     assert "load_models of" in notes[0]
-    with pytest.raises(UsageError, match="there is no absent"):
-        serve._read_deployment(None, Path("absent"), NOTHING, strict=True)
+
+
+def test_a_properties_file_that_is_named_must_be_there(
+    folder: Path, marwright: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    result = marwright("serve", "--check", "--config", "config.properties", cwd=folder)
+    assert result.returncode == 2
+    assert result.stderr == "error: there is no config.properties; check --config\n"
 
 
 def test_an_archive_outside_the_store_is_refused(folder: Path) -> None:
@@ -90,12 +111,22 @@ def test_check_tells_all_that_is_wrong_and_starts_nothing(
     assert marwright("serve", "--check", "--free-ports", cwd=folder).returncode == 0
     (folder / "model_store/none.mar").write_text("no archive", encoding="utf-8")
     path = folder / "deploy.yaml"
-    path.write_text(f"ports: {{inference: {taken_port}}}", encoding="utf-8")
-    result = marwright("serve", "--check", "--json", cwd=folder)
+    ports = f"ports: {{inference: {taken_port}}}"
+    path.write_text(f"store: gone\n{ports}", encoding="utf-8")
+    result = marwright("serve", "--check", "--json", "--store", "model_store", cwd=folder)
     assert result.returncode == 1
-    assert [item["where"] for item in json.loads(result.stdout)] == [
-        "models.1.archive",
-        "ports.inference",
+    assert [(item["where"], item["line"]) for item in json.loads(result.stdout)] == [
+        ("models.1.archive", None),
+        ("ports.inference", 2),
+    ]
+    path.write_text(f"store: gone\n{ports}\nname: [one]", encoding="utf-8")
+    result = marwright("serve", "--check", cwd=folder)
+    assert result.returncode == 1
+    assert [line.split(": ")[:2] for line in result.stderr.splitlines()] == [
+        ["deploy.yaml:3", "name"],
+        ["deploy.yaml:1", "store"],
+        ["deploy.yaml:2", "ports.inference"],
+        ["problems", "3"],
     ]
     assert not (folder / "runtime").exists()
 
@@ -126,6 +157,41 @@ def test_detached_it_says_why_it_could_not_start(
     (folder / "model_store/cnn.mar").write_text("no archive", encoding="utf-8")
     result = marwright("serve", "--detach", "--free-ports", "cnn.mar", cwd=folder)
     assert result.returncode == 1
-    assert "error: " in result.stderr
-    assert "no model archive" in result.stderr
-    assert "Traceback" not in result.stderr
+    path = folder / "model_store/cnn.mar"
+    assert result.stderr == (
+        f"error: this cannot be served: found models.0.archive: {path} is no model archive:"
+        " expected a zip file, found File is not a zip file; pack the model again; mend it, or pass"
+        " other options\n"
+    )
+
+
+FAKE = """
+import json, sys, time
+print(json.dumps({"server": "fake", "health": "http://127.0.0.1:9"}), flush=True)
+print("starting TorchServe", file=sys.stderr)
+if sys.argv[1] == "speaks":
+    error = {"message": "no", "expected": "a", "found": "b", "remedy": "c", "detail": "d\\ne"}
+    print(json.dumps(error, indent=2), file=sys.stderr)
+sys.exit(7)
+"""
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("speaks", "error: no: expected a, found b; c\n    d\n    e\n"),
+        ("is silent", "error: the server ended before it was ready: found exit status 7\n"),
+    ],
+)
+def test_a_supervisor_that_dies_before_it_is_ready_is_not_waited_for(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    word: str,
+    said: str,
+) -> None:
+    (folder / "marwright.py").write_text(FAKE, encoding="utf-8")  # found before the real one
+    monkeypatch.setattr("sys.argv", ["marwright", word, "--detach"])
+    with pytest.raises(typer.Exit):
+        start_detached(as_json=False, timeout=600)
+    assert capsys.readouterr().err == f"starting TorchServe\n{said}"

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,10 +15,10 @@ from typer.testing import CliRunner, Result
 
 from marwright.cli import servers
 from marwright.errors import NoServerError, RequestTimeoutError, UsageError
-from marwright.server.health import Health
 from marwright.server.process import Process, read_server_pid, read_start_time
 from marwright.server.registry import Claim, Record, claim
-from marwright.server.status import Status, VersionStatus
+from marwright.server.supervision.health import Health
+from marwright.server.supervision.status import Status, VersionStatus
 
 app = typer.Typer()
 for command in (servers.status, servers.stop, servers.restart):
@@ -52,11 +53,11 @@ def announce() -> Iterator[Callable[..., Record]]:
         url = ""
         if status is not None:
             status = dataclasses.replace(status, name=name)
-            health = Health(lambda: status, port=0)
+            health = Health(lambda: status, port=0, key="key")
             open_endpoints.append(health.__enter__())
             url = health.url
         start = read_start_time(os.getpid()) or ""
-        record = Record(name, os.getpid(), start, "today", health_url=url)
+        record = Record(name, os.getpid(), start, "today", health_url=url, key="key")
         record = dataclasses.replace(record, **values)  # type: ignore[arg-type]
         held.append(claim(name))
         held[-1].write(record)
@@ -156,8 +157,10 @@ def test_what_a_killed_supervisor_left_is_stopped(
     folder = tmp_path / "run"
     folder.mkdir()
     process = Process.start(folder, command, environment=os.environ, grace=1, linger=30)
+    deadline = time.monotonic() + 60
     while read_server_pid(folder) is None:
-        pass
+        assert time.monotonic() < deadline, "the process did not start"
+        time.sleep(0.01)
     guard = process._guard
     assert guard is not None
     assert guard.stdin is not None

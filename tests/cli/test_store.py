@@ -12,8 +12,9 @@ import pytest
 from marwright.archive import Spec, pack_spec
 from marwright.archive.store import FOLDER, Store
 from marwright.server import TorchServe
+from marwright.server.deployment import Deployment
 from marwright.server.registry import announce
-from marwright.server.torchserve import list_archives
+from marwright.server.wanted import list_wanted
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -43,7 +44,8 @@ def test_archives_are_added_listed_taken_back_and_removed(run_in: Command, tmp_p
         ("2.0", ["m.mar"], "whole"),
         ("1.0", [], "whole"),
     ]
-    assert list_archives(tmp_path / "model_store") == ["m.mar"]
+    deployment = Deployment(store=tmp_path / "model_store")
+    assert [item.path.name for item in list_wanted(deployment)] == ["m.mar"]
     back = run_in("store", "add", rows[1]["key"], "--json")
     assert json.loads(back.stdout)[0]["names"] == ["m.mar"]
     removed = run_in("store", "remove", "m-2.0")

@@ -139,6 +139,10 @@ def test_the_server_waits_for_batches_where_deploy_yaml_says_so(
     result = invoke("cnn.mar", "--p99", "50ms")
     assert measured["eager_batches"] is False
     assert "1 ms" in result.stdout
+    (place / "deploy.yaml").write_text("eager_batches: false\nstore: elsewhere\n")
+    measured.clear()
+    assert invoke("model_store/cnn.mar", "--p99", "50ms", "--no-write").exit_code == 0
+    assert measured["eager_batches"] is False
 
 
 @pytest.mark.parametrize(

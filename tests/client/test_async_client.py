@@ -98,12 +98,6 @@ def test_no_exception_of_aiohttp_leaves_the_client(kind: type[Exception]) -> Non
     assert caught.value.remedy
 
 
-def test_without_aiohttp_the_remedy_is_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "aiohttp", None)
-    with pytest.raises(UsageError, match="pip install aiohttp"):
-        AsyncClient(UNREACHABLE)
-
-
 def test_aiohttp_is_imported_only_by_who_wants_it() -> None:
     script = "import sys, marwright.client; sys.exit('aiohttp' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

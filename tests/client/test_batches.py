@@ -72,7 +72,9 @@ def test_inputs_without_end_are_taken_as_needed(echo: Any, client: Client) -> No
     outcomes = client.predict_many("cnn", count(), in_flight=4)
     assert len(list(itertools.islice(outcomes, 100))) == 100
     assert taken <= 105
+    before = taken
     outcomes.close()
+    assert taken == before
     assert len(echo.asked) <= taken
 
 

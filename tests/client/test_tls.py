@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import datetime
-import ipaddress
 import ssl
 import threading
 from collections.abc import Callable, Iterator
@@ -13,41 +11,15 @@ import pytest
 
 from marwright.client import Endpoint
 from marwright.errors import ClientError, ConnectionFailedError
+from marwright.server.certificate import Certificate, make_certificate
 
 pytest.importorskip("cryptography")
 
 
 @pytest.fixture
-def certificate(tmp_path: Path) -> Path:
-    """A certificate of 127.0.0.1, signed by itself, with its key in one file."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "marwright test")])
-    now = datetime.datetime.now(datetime.timezone.utc)
-    address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([address]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    encoding = serialization.Encoding.PEM
-    path = tmp_path / "certificate.pem"
-    path.write_bytes(
-        made.public_bytes(encoding)
-        + key.private_bytes(
-            encoding, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-    )
-    return path
+def files(tmp_path: Path) -> Certificate:
+    """A certificate of 127.0.0.1, signed by itself, and its key."""
+    return make_certificate(tmp_path)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -63,9 +35,9 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def url(certificate: Path) -> Iterator[str]:
+def url(files: Certificate) -> Iterator[str]:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate)
+    context.load_cert_chain(files.certificate, files.key)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.handle_error = lambda *_: None  # type: ignore[method-assign]
     server.socket = context.wrap_socket(server.socket, server_side=True)
@@ -78,9 +50,9 @@ def url(certificate: Path) -> Iterator[str]:
 
 
 def test_the_endpoints_certificate_is_trusted(
-    url: str, certificate: Path, connect: Callable[..., Any]
+    url: str, files: Certificate, connect: Callable[..., Any]
 ) -> None:
-    assert connect(Endpoint(url, url, certificate=certificate)).health().healthy
+    assert connect(Endpoint(url, url, certificate=files.certificate)).health().healthy
 
 
 def test_a_certificate_that_nobody_vouches_for_is_an_error_that_is_not_tried_again(

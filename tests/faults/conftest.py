@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -161,8 +162,9 @@ class Load:
             process.terminate()
         reports = {}
         for name, process in self.processes.items():
-            output, _ = process.communicate(timeout=PATIENCE)
-            reports[name] = json.loads(output)
+            process.wait(PATIENCE)
+            assert process.stdout is not None
+            reports[name] = json.loads(process.stdout.read())
         return reports
 
 
@@ -180,7 +182,9 @@ def load(scan: bytes, tmp_path: Path) -> Iterator[Callable[..., Load]]:
             command += ["--model", model, "--rate", str(rate), "--seconds", "600", *options]
             processes[name] = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
             running.append(processes[name])
-        time.sleep(2)  # Python and its imports
+        deadline = time.monotonic() + PATIENCE
+        for name, process in processes.items():
+            wait_for_answers(process, name, deadline)
         return Load(processes)
 
     yield begin
@@ -190,6 +194,16 @@ def load(scan: bytes, tmp_path: Path) -> Iterator[Callable[..., Load]]:
         process.wait()
         if process.stdout:
             process.stdout.close()
+
+
+def wait_for_answers(process: subprocess.Popen[str], name: str, deadline: float) -> None:
+    """Wait for the line of a load's first answer: before it nothing is in flight to be lost."""
+    assert process.stdout is not None
+    left = max(0.0, deadline - time.monotonic())
+    if not select.select([process.stdout], [], [], left)[0]:
+        pytest.fail(f"the load {name} got no answer within {PATIENCE:g} s")
+    line = process.stdout.readline()
+    assert line == "answering\n", f"the load {name} said {line!r}"
 
 
 @pytest.fixture

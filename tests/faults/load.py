@@ -2,13 +2,15 @@
 
 Run as `python load.py ENDPOINT INPUT --model cnn --rate 50 --seconds 10 [--retries]`. Without
 --retries plain HTTP requests show what the server loses; with them marwright's AsyncClient shows
-what its user sees. Prints what came of all requests as JSON, also when told to stop (SIGTERM).
+what its user sees. Prints a line at the first answer, and what came of all requests as JSON at the
+end, also when told to stop (SIGTERM).
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import itertools
 import json
 import signal
@@ -70,6 +72,9 @@ async def run(send: Send, rate: float, seconds: float, stop: asyncio.Event) -> d
         outcome = await send()
         counts[outcome] += 1
         if outcome == "answered":
+            if not answered:
+                sys.stdout.write("answering\n")
+                sys.stdout.flush()
             answered.append(time.monotonic())
 
     began = time.monotonic()
@@ -104,13 +109,17 @@ def summarise(
 
 
 class PlainSender:
-    """Plain HTTP over kept-alive connections, the token read anew for each request."""
+    """Plain HTTP over kept-alive connections, the token read anew for each request.
+
+    While the server writes its key file anew, or has none, the last token is sent.
+    """
 
     def __init__(self, endpoint: Endpoint, model: str, body: bytes) -> None:
         self._endpoint = endpoint
         self._url = f"{endpoint.inference_url}/predictions/{model}"
         self._body = body
         self._expected: bytes | None = None
+        self._token = ""
 
     async def __aenter__(self) -> Send:
         timeout = aiohttp.ClientTimeout(total=PATIENCE)
@@ -125,7 +134,7 @@ class PlainSender:
             headers = {"Authorization": f"Bearer {self._read_token()}"}
             async with self._session.post(self._url, data=self._body, headers=headers) as answer:
                 body = await answer.read()
-        except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError, KeyError) as exc:
+        except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as exc:
             return type(exc).__name__
         if answer.status in {429, 503}:
             return "refused"
@@ -135,10 +144,11 @@ class PlainSender:
         return "answered" if body == self._expected else "another answer"
 
     def _read_token(self) -> str:
-        if self._endpoint.key_file is None:
-            return ""
-        text = self._endpoint.key_file.read_text(encoding="utf-8")
-        return str(json.loads(text)["inference"]["key"])
+        if self._endpoint.key_file is not None:
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                text = self._endpoint.key_file.read_text(encoding="utf-8")
+                self._token = str(json.loads(text)["inference"]["key"])
+        return self._token
 
 
 class RetryingSender:

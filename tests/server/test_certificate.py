@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import builtins
+import http.client
 import os
 import shutil
 import signal
@@ -11,9 +12,10 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import pytest
@@ -21,14 +23,17 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from marwright.errors import StorageError, UsageError
-from marwright.server import Ports
+from marwright.client import Client, GrpcClient
+from marwright.client.tokens import TokenFile
+from marwright.errors import ClientError, StorageError, UsageError
+from marwright.server import Ports, TorchServe
 from marwright.server.certificate import (
     Certificate,
     check_certificate,
     make_certificate,
     warn_of_expiry,
 )
+from marwright.server.deployment import Deployment
 
 NOW = datetime.now(timezone.utc)
 
@@ -271,3 +276,62 @@ def test_torchserve_speaks_grpc_with_it(
     assert call(grpc.ssl_channel_credentials(shared.certificate.read_bytes()))
     with pytest.raises(grpc.RpcError):
         call(grpc.ssl_channel_credentials())
+
+
+@pytest.fixture(scope="module")
+def developed(store: Path) -> Iterator[TorchServe]:
+    """A server whose deployment has one word for TLS."""
+    values = {"store": store, "models": ["cnn.mar"], "ports": "free", "tls": "development"}
+    with TorchServe.deploy(Deployment.model_validate(values)) as server:
+        yield server
+
+
+def list_questions(server: TorchServe) -> Iterator[urllib.request.Request]:
+    """Yield a question with its token for each of the three addresses."""
+    endpoint = server.endpoint
+    assert endpoint.key_file is not None
+    tokens = TokenFile(endpoint.key_file)
+    for url, purpose in (
+        (f"{endpoint.inference_url}/ping", "inference"),
+        (f"{endpoint.management_url}/models", "management"),
+        (f"{endpoint.metrics_url}/metrics", "management"),
+    ):
+        token = tokens.read(cast(Any, purpose))
+        yield urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
+
+
+@pytest.mark.server
+def test_one_word_encrypts_all_three_addresses(developed: TorchServe, scan: bytes) -> None:
+    assert developed.endpoint.certificate == developed.run_folder / "certificate.pem"
+    trusting = ssl.create_default_context(cafile=str(developed.endpoint.certificate))
+    questions = list(list_questions(developed))
+    assert all(question.full_url.startswith("https://127.0.0.1:") for question in questions)
+    for question in questions:
+        with urllib.request.urlopen(question, context=trusting, timeout=30) as answer:
+            assert answer.status == 200
+        with pytest.raises(urllib.error.URLError, match="CERTIFICATE_VERIFY_FAILED"):
+            urllib.request.urlopen(question, timeout=30)
+        plain = question.full_url.replace("https://", "http://")
+        with pytest.raises((OSError, http.client.HTTPException)):
+            urllib.request.urlopen(plain, timeout=30)
+    assert developed.client.predict("cnn", scan).status == 200
+    assert (developed.run_folder / "key.pem").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.server
+def test_one_word_encrypts_grpc_too(developed: TorchServe, scan: bytes) -> None:
+    with GrpcClient(developed.endpoint) as client:
+        assert client.predict("cnn", scan).json() == developed.client.predict("cnn", scan).json()
+        assert [model.name for model in client.models.list()] == ["cnn"]
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("kind", [Client, GrpcClient])
+def test_clients_that_do_not_trust_the_certificate_send_nothing(
+    developed: TorchServe, scan: bytes, tmp_path: Path, kind: Any
+) -> None:
+    other = make_certificate(tmp_path).certificate
+    for certificate in (None, other):
+        stranger = replace(developed.endpoint, certificate=certificate)
+        with kind(stranger, timeout=10) as client, pytest.raises(ClientError):
+            client.predict("cnn", scan)

@@ -594,7 +594,7 @@ def test_the_bare_server_logs_no_request(bare: Server) -> None:
 def test_what_a_worker_writes_is_one_object_a_line_whatever_it_is(guarded: Server) -> None:
     odd = 'say "quoted" \\ back {"a": 1} \t\x07\x1b[31m %d ${env:HOME} \u00e9\U0001f600\u2028 bad:'
     assert guarded.predict(odd.encode() + b"\xff\xfe end").status == 200
-    (line, *_) = guarded.find_lines(lambda line: '"quoted"' in line.message)
+    (line,) = guarded.find_lines(lambda line: '"quoted"' in line.message)
     # Java's Scanner takes U+2028 for a line's end.
     assert (
         line.message == '"quoted" \\ back {"a": 1} \t\x07\x1b[31m %d ${env:HOME} \u00e9\U0001f600'

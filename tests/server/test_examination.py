@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,21 @@ from marwright.server.deployment import Deployment
 from marwright.server.examination import examine, examine_rest
 
 
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory, store: Path) -> Path:
+    """A store with two archives, whatever else other tests put into the session's."""
+    folder = tmp_path_factory.mktemp("two")
+    for name in ("cnn.mar", "cnn-2.0.mar"):
+        shutil.copy(store / name, folder)
+    return folder
+
+
 def deploy(store: Path, **values: object) -> Deployment:
     return Deployment.model_validate({"store": store, **values})
 
 
-def test_a_sound_deployment_has_no_problem(store: Path) -> None:
-    assert examine(deploy(store)) == []
+def test_a_sound_deployment_has_no_problem(two: Path) -> None:
+    assert examine(deploy(two)) == []
 
 
 def test_problems_have_no_line_where_there_is_no_file(store: Path) -> None:
@@ -25,12 +35,10 @@ def test_problems_have_no_line_where_there_is_no_file(store: Path) -> None:
     assert (problem.line, problem.where) == (None, "models.0.archive")
 
 
-def test_trusted_archives_are_not_judged_again(
-    tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_trusted_archives_are_not_judged_again(two: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     judged: list[str] = []
     monkeypatch.setattr(examination, "admit", lambda path, policy: judged.append(path.name))
-    examine(deploy(store), trusted=["cnn.mar"])
+    examine(deploy(two), trusted=["cnn.mar"])
     assert judged == ["cnn-2.0.mar"]
 
 
@@ -41,8 +49,8 @@ def test_a_broken_policy_is_a_problem_and_not_the_only_one(tmp_path: Path, store
     assert [problem.where for problem in found] == ["policy", "models.0.archive"]
 
 
-def test_taken_ports_are_asked_for_only_before_a_start(store: Path, taken_port: int) -> None:
-    deployment = deploy(store, ports={"health": taken_port})
+def test_taken_ports_are_asked_for_only_before_a_start(two: Path, taken_port: int) -> None:
+    deployment = deploy(two, ports={"health": taken_port})
     assert examine(deployment) == []
     wheres = [problem.where for problem in examine(deployment, starting=True)]
     assert "ports.health" in wheres

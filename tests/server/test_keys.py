@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from marwright.server.deployment import Deployment
+from marwright.server.hardening.weaknesses import WEAKNESSES
 from marwright.server.keys import KEYS, SECRET_NAMES, suggest_key
 from marwright.server.rendering import render_deployment
-from marwright.server.weaknesses import WEAKNESSES
 
 HEAD = """# config.properties
 

@@ -1,15 +1,20 @@
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import stat
+import tempfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from marwright.errors import ServerError
+from marwright.server import Ports
 from marwright.server.deployment import AccessSettings, Deployment, ModelEntry
-from marwright.server.launch import Launch
+from marwright.server.launch import Launch, clear_run_folder, find_package, make_run_folder
 from marwright.server.wanted import list_wanted
 
 
@@ -98,6 +103,64 @@ def test_secrets_stay_outside_unless_they_are_named(
     assert not set(names) & build(tmp_path).keys()
     assert build(tmp_path, passed=["github_token"])["github_token"] == "x"
     assert build(tmp_path)["LANGUAGE_OF_USER"] == "x"
+
+
+def test_a_run_folder_keeps_nothing_that_could_be_taken_for_this_starts(tmp_path: Path) -> None:
+    for name in ("tmp", "workflows", "classes", "logs", "store"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "left").write_text("by an earlier start")
+    (tmp_path / "key_file.json").write_text("{}")
+    clear_run_folder(tmp_path)
+    kept = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
+    assert kept == {"tmp", "workflows", "logs", "logs/left", "store", "store/left"}
+    for name in ("tmp", "workflows"):
+        assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o700
+    clear_run_folder(tmp_path)  # nor does what is missing trouble it
+
+
+def test_without_torchserve_it_is_said_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (find_package() / "frontend/model-server.jar").is_file()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ServerError, match=r"pip install 'torchserve==0\.12\.0'"):
+        find_package()
+
+
+@pytest.mark.parametrize("is_long", [False, True])
+def test_a_run_folder_lies_where_a_sockets_path_has_room(
+    monkeypatch: pytest.MonkeyPatch, is_long: bool
+) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        base = Path(name) / ("x" * 60 if is_long else "x")
+        base.mkdir()
+        monkeypatch.setattr(tempfile, "tempdir", str(base))  # as TMPDIR has it
+        folder = make_run_folder()
+        try:
+            assert folder.parent == (Path("/tmp") if is_long else base)
+            assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+            assert len(str(folder)) <= 80
+        finally:
+            folder.rmdir()
+
+
+def test_versions_without_workers_are_not_among_those_that_a_start_loads(tmp_path: Path) -> None:
+    files = [write_archive(tmp_path, name, "minWorkers: 1") for name in ("busy", "idle")]
+    deployment = Deployment(
+        store=tmp_path,
+        models=[ModelEntry(archive=files[0]), ModelEntry(archive=files[1], workers=0)],
+    )
+    wanted = list_wanted(deployment)
+    launch = Launch(
+        deployment=deployment,
+        policy=None,
+        wanted=wanted,
+        files={item.key: item.path.name for item in wanted},
+        run_folder=tmp_path,
+        log_file=tmp_path / "server.log",
+    )
+    properties = launch.write_properties(Ports())
+    assert properties["load_models"] == "busy.mar"
+    assert list(json.loads(properties["models"])) == ["busy"]
+    assert "load_models=busy.mar" in (tmp_path / "config.properties").read_text("utf-8")
 
 
 def write_archive(store: Path, name: str, config: str | None) -> str:

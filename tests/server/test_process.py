@@ -14,7 +14,11 @@ import psutil
 import pytest
 
 from marwright.errors import ServerDiedError, ServerError
+from marwright.server import TorchServe
+from marwright.server.deployment import Deployment
+from marwright.server.launch import RUNNING_NAME
 from marwright.server.process import Process, end_orphans, read_server_pid, read_start_time
+from marwright.server.supervision.boot import adopt
 
 SERVER = [sys.executable, "-I", "-S", "-c", "import time; time.sleep(60)"]
 # Holds a server until it is killed.
@@ -131,6 +135,36 @@ def test_an_adopted_server_that_ends_tells_its_status(folder: Path) -> None:
     wait_until(lambda: adopted.exit_status is not None)
     assert adopted.exit_status == -signal.SIGKILL
     adopted.end()
+
+
+@pytest.mark.parametrize("text", ['{"later": 1}', "no json", None])
+def test_a_left_over_server_that_cannot_be_read_is_ended(folder: Path, text: str | None) -> None:
+    pid = kill_holder(folder, linger=30)
+    if text is not None:
+        (folder / RUNNING_NAME).write_text(text, encoding="utf-8")
+    with pytest.raises(ServerDiedError, match="cannot be adopted"):
+        TorchServe.adopt(folder)
+    wait_until(lambda: is_gone(pid))
+    assert not folder.exists()
+
+
+def test_what_cannot_be_adopted_is_cleared_away_for_another_server(folder: Path) -> None:
+    pid = kill_holder(folder, linger=30)
+    find_guard(folder).kill()
+    assert adopt([folder], Deployment()) is None
+    wait_until(lambda: is_gone(pid))
+    assert not folder.exists()
+
+
+def test_a_folder_that_no_server_was_started_in_is_let_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "precious").touch()
+    monkeypatch.chdir(tmp_path)
+    Process(tmp_path).end()
+    (tmp_path / "server_pid").touch()
+    Process(Path()).end()
+    assert (tmp_path / "precious").exists()
 
 
 def find_guard(folder: Path) -> psutil.Process:

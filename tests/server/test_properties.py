@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from marwright.errors import StorageError, UsageError
-from marwright.server.deployment import Deployment
+from marwright.server.deployment import AccessSettings, Deployment
 from marwright.server.properties import read_properties, render_properties
 from marwright.server.rendering import render_deployment
 
@@ -87,3 +88,12 @@ def test_the_defaults_are_the_safe_ones() -> None:
     assert DEFAULTS["install_py_dep_per_model"] == "false"
     assert DEFAULTS["enable_envvars_config"] == "false"
     assert DEFAULTS["allowed_urls"] == "none"
+
+
+def test_variables_that_are_let_through_match_no_more() -> None:
+    deployment = Deployment(access=AccessSettings(environment=["HF_TOKEN", "A.B_KEY"]))
+    pattern = re.compile(render_deployment(deployment)["blacklist_env_vars"])
+    assert not pattern.fullmatch("HF_TOKEN")
+    assert not pattern.fullmatch("A.B_KEY")
+    for name in ("hf_token", "HF_TOKEN_2", "AXB_KEY", "AWS_SECRET_ACCESS_KEY"):
+        assert pattern.fullmatch(name)

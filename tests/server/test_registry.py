@@ -16,7 +16,6 @@ from marwright.server.registry import (
     Record,
     announce,
     announce_folder,
-    check_name,
     claim,
     find_endpoint,
     find_record,
@@ -110,16 +109,6 @@ def test_of_several_servers_one_must_be_named(tmp_path: Path) -> None:
     assert list_servers() == {}
 
 
-def test_a_second_server_of_a_name_is_refused_and_the_first_stays(
-    tmp_path: Path,
-) -> None:
-    first = make_run_folder(tmp_path, "one")
-    with announce("8080", first):
-        with pytest.raises(UsageError, match="a server 8080 runs already"):
-            check_name("8080")
-        assert list(list_servers()) == ["8080"]
-
-
 @pytest.mark.parametrize("name", ["", "../up", "a/b", "/etc/x", "nul\0"])
 def test_a_name_that_leads_out_of_the_folder_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError, match="server name"), announce(name, tmp_path):
@@ -141,7 +130,8 @@ def make_record(pid: int | None = None, **values: str) -> Record:
 
 def test_a_claim_keeps_others_away_until_it_is_released(tmp_path: Path, folder: Path) -> None:
     first = claim("one")
-    first.write(make_record())
+    first.write(make_record(key="secret"))
+    assert (folder / "one.lock").stat().st_mode & 0o777 == 0o600
     with pytest.raises(ServerError, match=rf"a server one .* process {os.getpid()} has it"):
         claim("one")
     config = claim(config=tmp_path / "deploy.yaml")

@@ -27,7 +27,7 @@ from marwright.client.results import Worker
 from marwright.errors import NotReadyError, ServerError
 from marwright.server import TorchServe
 from marwright.server import renewal as module
-from marwright.server.renewal import can_renew, find_heavy_workers, renew
+from marwright.server.renewal import can_renew, renew
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="it needs Linux")
 
@@ -227,20 +227,6 @@ def test_only_a_ready_worker_of_that_version_is_touched(running: TorchServe) -> 
     for pid in (other, os.getpid(), 1 << 30):
         with pytest.raises(ServerError, match=r"no READY worker of foreign 1.0|looked at"):
             renew(running.client, "foreign", "1.0", pid)
-
-
-@pytest.mark.server
-@pytest.mark.slow
-def test_workers_above_their_limit_are_found(running: TorchServe) -> None:
-    limits = {("leaky", "1.0"): 1, ("foreign", "1.0"): 1 << 40, ("slow-path", "1.0"): 1 << 20}
-    found = find_heavy_workers(running.client, limits)
-    assert {(w.name, w.limit_bytes) for w in found} == {("leaky", 1), ("slow-path", 1 << 20)}
-    assert {w.pid for w in found} == {
-        read_worker(running.client, name).pid for name in ("leaky", "slow-path")
-    }
-    assert found[0].resident_bytes - found[0].limit_bytes >= (
-        found[1].resident_bytes - found[1].limit_bytes
-    )
 
 
 # What a worker does: it waits for a message's first byte, and works on it.

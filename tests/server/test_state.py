@@ -217,8 +217,11 @@ def test_a_version_that_cannot_be_renewed_goes_on(
     source = own_store / "bad_handler.py"
     sound = (own_store / "cnn.mar").read_bytes()
     pack_run(run, out=own_store / "cnn.mar", handler=str(source), preflight=None, force=True)
-    with pytest.raises(ModelLoadError):
-        make(running, "cnn.mar")
+    try:
+        with pytest.raises(ModelLoadError):
+            make(running, "cnn.mar")
+    finally:
+        (own_store / "cnn.mar").write_bytes(sound)
     assert running.client.predict("cnn", scan).status == 200
     assert (running.staging.folder / "cnn.mar").read_bytes() == sound
 

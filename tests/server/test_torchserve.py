@@ -22,7 +22,8 @@ from marwright.errors import (
     ServerError,
 )
 from marwright.server import Ports, TorchServe, register
-from marwright.server.torchserve import list_archives
+from marwright.server.deployment import Deployment
+from marwright.server.state import compare, read_state
 
 pytestmark = pytest.mark.server
 
@@ -185,10 +186,35 @@ def test_a_killed_server_is_told_from_one_that_ended(packed: Packed) -> None:
     assert "the server was killed (SIGKILL); if nobody did, memory ran out" in str(error)
 
 
-def test_the_lowest_version_of_a_store_comes_first(run: Run, tmp_path: Path) -> None:
-    for version in ("10.0", "2.0"):
-        pack_run(run, out=tmp_path / f"cnn-{version}.mar", version=version, preflight=None)
-    assert list_archives(tmp_path) == ["cnn-2.0.mar", "cnn-10.0.mar"]
+@pytest.mark.parametrize("partial", [False, True])
+def test_a_server_that_runs_with_other_properties_is_not_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, partial: bool
+) -> None:
+    monkeypatch.setattr(
+        "marwright.server.torchserve.compare_properties",
+        lambda *_: ["max_request_size: TorchServe runs with 7, wanted 8"],
+    )
+    values = {"store": tmp_path, "models": [], "ports": "free"}
+    server = TorchServe.deploy(Deployment.model_validate(values), partial=partial)
+    with pytest.raises(ServerError, match="max_request_size: TorchServe runs with 7"), server:
+        pass
+    assert not server.run_folder.exists()
+
+
+def test_a_default_version_may_be_idle_from_the_start(store: Path, scan: bytes) -> None:
+    idle = {"archive": "cnn-2.0.mar", "workers": 0, "default": True}
+    values = {"store": store, "models": ["cnn.mar", idle], "ports": "free"}
+    with TorchServe.deploy(Deployment.model_validate(values)) as server:
+        state = read_state(server.client)
+        assert {key: item.ready_workers for key, item in state.versions.items()} == {
+            ("cnn", "1.0"): 1,
+            ("cnn", "2.0"): 0,
+        }
+        assert state.defaults == {"cnn": "2.0"}
+        assert compare(server.wanted, state) == []
+        assert server.client.predict("cnn", scan, version="1.0").status == 200
+        server.client.models.scale("cnn", 1, version="2.0")
+        assert server.client.predict("cnn", scan).status == 200
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])

@@ -12,8 +12,9 @@ from typing import IO, Any
 
 import typer
 
-from marwright.cli.output import print_json, print_table, say
-from marwright.errors import NotReadyError
+from marwright.cli.output import print_error, print_json, say
+from marwright.cli.serve import print_facts
+from marwright.errors import MarwrightError, NotReadyError, ServerDiedError
 
 __all__ = ["start_detached"]
 
@@ -37,21 +38,26 @@ def start_detached(*, as_json: bool, timeout: float) -> None:
             text=True,
         )
         assert process.stdout is not None  # it is a pipe
-        facts = _read_facts(process.stdout, timeout)
+        with process.stdout as stdout:
+            facts = _read_facts(stdout, timeout)
         if facts is None:
             process.terminate()
-            process.wait()
+            status: int | None = process.wait()
+        else:
+            facts["pid"] = process.pid
+            try:
+                status = _wait_until_ready(process, facts, timeout)
+            finally:
+                if process.returncode is None:
+                    process.returncode = 0  # it is not waited for: it outlives this process
+        if facts is None or status is not None:
             errors.seek(0)
-            sys.stderr.write(errors.read() if as_json else _render_errors(errors.read()))
+            _tell_end(errors.read(), status, as_json=as_json)
             raise typer.Exit(1)
-    facts["pid"] = process.pid
-    process.returncode = 0  # it is not waited for: it outlives this process
-    _wait_until_ready(facts, timeout)
     if as_json:
         print_json(facts)
     else:
-        shown = {key: value for key, value in facts.items() if key != "adopted"}
-        print_table(["", ""], [[key.replace("_", " "), value] for key, value in shown.items()])
+        print_facts(facts)
         say(f"serving in the background; marwright stop {facts['server']} ends it")
 
 
@@ -62,29 +68,43 @@ def _read_facts(stdout: IO[str], timeout: float) -> dict[str, Any] | None:
     return json.loads(line) if line else None
 
 
-def _render_errors(text: str) -> str:
-    """Return what a process with --json wrote, for people."""
+def _tell_end(text: str, status: int | None, *, as_json: bool) -> None:
+    """Say why the process ended; `text` is what it said with --json."""
     start = text.find("{\n")
     try:
-        error = json.loads(text[start:])
+        said = json.loads(text[start:]) if start >= 0 else None
     except ValueError:
-        return text
-    facts = ("message", "found", "remedy")
-    line = "; ".join(error[key] for key in facts if error.get(key))
-    return f"{text[:start]}error: {line}\n" + "".join(
-        f"    {detail}\n" for detail in error.get("detail", "").splitlines()
-    )
+        said = None
+    sys.stderr.write(text[:start] if said else text)
+    if said is None:
+        error: MarwrightError = ServerDiedError(
+            "the server ended before it was ready", found=f"exit status {status}"
+        )
+    elif as_json:
+        sys.stderr.write(text[start:])
+        return
+    else:
+        facts = ("message", "expected", "found", "remedy", "detail")
+        error = MarwrightError(**{key: said[key] for key in facts if key in said})
+    print_error(error, as_json=as_json)
 
 
-def _wait_until_ready(facts: dict[str, Any], timeout: float) -> None:
-    from marwright.server.inspection import fetch_status
-    from marwright.server.status import UNANSWERED
+def _wait_until_ready(
+    process: subprocess.Popen[str], facts: dict[str, Any], timeout: float
+) -> int | None:
+    """Return None once the server is ready, or the exit status where its supervisor has ended."""
+    from marwright.server.registry import list_records
+    from marwright.server.supervision.inspection import fetch_status
+    from marwright.server.supervision.status import UNANSWERED
 
     deadline = time.monotonic() + timeout
+    record = list_records().get(facts["server"])
     while True:
-        status = fetch_status(facts["health"]) or {}
+        status = fetch_status(facts["health"], record.key if record else "") or {}
         if status.get("ready"):
-            return
+            return None
+        if process.poll() is not None:
+            return process.returncode
         lacking = [item for item in status.get("models", ()) if item["problem"]]
         broken = [item for item in lacking if item["problem"] != UNANSWERED]
         if broken or time.monotonic() > deadline:

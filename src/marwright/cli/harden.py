@@ -13,7 +13,7 @@ from marwright.cli.options import Json
 from marwright.cli.output import print_json, print_table, say
 
 if TYPE_CHECKING:
-    from marwright.server.audit import Finding
+    from marwright.server.hardening.audit import Finding
 
 __all__ = ["harden"]
 
@@ -37,7 +37,7 @@ def harden(
     error or danger was found, 1 otherwise; with --write, what the copy still leaves open decides.
     """
     from marwright.errors import UsageError
-    from marwright.server.audit import Severity, audit
+    from marwright.server.hardening.audit import Severity, audit
     from marwright.server.properties import read_properties
 
     properties = read_properties(file)
@@ -67,7 +67,7 @@ def _write_copy(
     properties: dict[str, str], findings: Sequence[Finding], path: Path
 ) -> list[Finding]:
     """Write the hardened copy, for its owner alone; return what it still leaves open."""
-    from marwright.server.audit import audit, harden
+    from marwright.server.hardening.audit import audit, harden
     from marwright.server.properties import render_properties
     from marwright.storage import translate_os_errors, write_file
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from marwright.cli.options import Server
 from marwright.cli.output import escape
 
 if TYPE_CHECKING:
@@ -18,21 +18,14 @@ if TYPE_CHECKING:
 __all__ = ["show_logs"]
 
 
-class Level(str, Enum):
-    """How important a line is at least."""
-
-    debug = "debug"
-    info = "info"
-    warning = "warning"
-    error = "error"
-    critical = "critical"
-
-
 def show_logs(
     *,
     model: Annotated[str | None, typer.Option(help="Only what this model's workers said.")] = None,
     version: Annotated[str | None, typer.Option(help="Only of this version.")] = None,
-    level: Annotated[Level, typer.Option(help="Only lines as important as this.")] = Level.info,
+    level: Annotated[
+        Literal["debug", "info", "warning", "error", "critical"],
+        typer.Option(help="Only lines as important as this."),
+    ] = "info",
     request: Annotated[
         str | None, typer.Option("--request", help="Only about this request, by its x-request-id.")
     ] = None,
@@ -42,13 +35,7 @@ def show_logs(
     lines: Annotated[
         int, typer.Option("--lines", "-n", min=0, help="How many of the last lines.")
     ] = 100,
-    server: Annotated[
-        str | None,
-        typer.Option(
-            envvar="MARWRIGHT_SERVER",
-            help="Name of a server started by `marwright serve`; not needed where only one runs.",
-        ),
-    ] = None,
+    server: Server = None,
     file: Annotated[Path | None, typer.Option(help="A log, instead of a running server's.")] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object a line instead of text.")
@@ -57,7 +44,7 @@ def show_logs(
     """Show the last lines of a server's log, its workers' and its supervisor's among them."""
     from marwright.server.log import LEVELS, read_logs
 
-    least = LEVELS.index(level.value)
+    least = LEVELS.index(level)
 
     def is_wanted(line: LogLine) -> bool:
         return (

@@ -14,7 +14,16 @@ import typer
 if TYPE_CHECKING:
     from marwright.client import Client
 
-__all__ = ["check_workers", "Json", "Samples", "Store", "Trial", "TrialSeconds", "with_client"]
+__all__ = [
+    "check_workers",
+    "Json",
+    "Samples",
+    "Server",
+    "Store",
+    "Trial",
+    "TrialSeconds",
+    "with_client",
+]
 
 WORKERS_PER_CORE = 4
 """More of them only wait for one another."""
@@ -25,6 +34,13 @@ Trial = Annotated[
     bool,
     typer.Option(
         "--preflight/--no-preflight", help="Try the archive as a worker would, before writing."
+    ),
+]
+Server = Annotated[
+    str | None,
+    typer.Option(
+        envvar="MARWRIGHT_SERVER",
+        help="Name of a server started by `marwright serve`; not needed where only one runs.",
     ),
 ]
 Samples = Annotated[
@@ -69,13 +85,7 @@ def _list_parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
 
 def _connect(
     *,
-    server: Annotated[
-        str | None,
-        typer.Option(
-            envvar="MARWRIGHT_SERVER",
-            help="Name of a server started by `marwright serve`; not needed where only one runs.",
-        ),
-    ] = None,
+    server: Server = None,
     inference_url: Annotated[
         str | None,
         typer.Option(help="Address of another TorchServe, such as http://127.0.0.1:8080."),
@@ -116,7 +126,9 @@ def _connect(
 
 def _find_supervisor_key(key_file: Path | None) -> Path | None:
     """Return the key that changes of models need; a server of ours has it beside its tokens."""
-    path = key_file and key_file.with_name("supervisor_key")
+    from marwright.client.endpoint import SUPERVISOR_KEY_NAME
+
+    path = key_file and key_file.with_name(SUPERVISOR_KEY_NAME)
     return path if path and path.exists() else None
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from marwright.cli.answers import decode_body, render_answer
 from marwright.cli.options import Json, with_client
 from marwright.cli.output import make_progress, print_json, print_table
 
@@ -45,7 +47,11 @@ def predict(
     def ask(paths: Iterable[Path]) -> Iterator[tuple[Path, Answer | MarwrightError]]:
         return client.predict_many(model, paths, in_flight=in_flight, version=version)
 
-    failed = _print(ask, inputs, as_json) if out is None else _write(ask, inputs, out, as_json)
+    asked = {"model": model} if version is None else {"model": model, "version": version}
+    if out is None:
+        failed = _print(ask, inputs, as_json)
+    else:
+        failed = _write(ask, inputs, out, asked, as_json)
     if failed:
         raise typer.Exit(1)
 
@@ -62,23 +68,29 @@ def _print(ask: Ask, inputs: list[Path], as_json: bool) -> bool:
     else:
         print_table(
             ["input", "answer"],
-            [[row["input"], row.get("error") or _render(row["answer"])] for row in rows],
+            [[row["input"], row.get("error") or render_answer(row)] for row in rows],
         )
     return any("error" in row for row in rows)
 
 
-def _write(ask: Ask, inputs: list[Path], out: Path, as_json: bool) -> bool:
-    """Write the answers as they come, but for those that are there; return as _print does."""
+def _write(ask: Ask, inputs: list[Path], out: Path, asked: dict[str, str], as_json: bool) -> bool:
+    """Write the answers as they come, but for those that are there; return as _print does.
+
+    `asked` is the model, with the version where one is named: another one's answers do not count.
+    """
     from marwright.client.answers import open_answers
 
     with open_answers(out) as answers, make_progress() as progress:
         wanted = dict.fromkeys(inputs)
-        waiting = [path for path in wanted if str(path) not in answers.answered]
+        answered = _list_answered(out, asked) if answers.answered else set()
+        waiting = [path for path in wanted if str(path) not in answered]
         skipped = len(wanted) - len(waiting)
         refused = 0
         task = progress.add_task("predict", total=len(wanted), completed=skipped, facts="")
         for _, row in _collect(ask, waiting):
-            answers.write(row)
+            # A line of such a file has one of answer and error: see client/answers.py.
+            kept = {"answer": None} if "body_base64" in row else {}
+            answers.write({"input": row["input"], **asked, **kept, **row})
             refused += "error" in row
             progress.update(task, advance=1, facts=f"{refused} refused" if refused else "")
     counts = {"answered": len(waiting) - refused, "refused": refused, "there before": skipped}
@@ -87,6 +99,19 @@ def _write(ask: Ask, inputs: list[Path], out: Path, as_json: bool) -> bool:
     else:
         print_table(["file", *counts], [[out, *counts.values()]])
     return refused > 0
+
+
+def _list_answered(out: Path, asked: dict[str, str]) -> set[str]:
+    """Return the inputs that this model has answered in a file, all of whose lines are whole."""
+    from marwright.storage import translate_os_errors
+
+    with translate_os_errors(f"read {out}"), out.open("rb") as stream:
+        rows = map(json.loads, stream)
+        return {
+            row["input"]
+            for row in rows
+            if {key: row[key] for key in ("model", "version") if key in row} == asked
+        }
 
 
 def _collect(ask: Ask, paths: Iterable[Path]) -> Iterator[tuple[Path, Row]]:
@@ -111,19 +136,6 @@ def _collect(ask: Ask, paths: Iterable[Path]) -> Iterator[tuple[Path, Row]]:
         elif isinstance(result, MarwrightError):
             ends.append(result)
         else:
-            yield path, {"input": str(path), "answer": _decode(result)}
+            yield path, {"input": str(path), **decode_body(result.body, result.content_type)}
     if ends:
         raise ends[0]
-
-
-def _decode(answer: Answer) -> Any:
-    if "json" in answer.content_type:
-        return answer.json()
-    return answer.body.decode("utf-8", "replace")
-
-
-def _render(answer: Any) -> str:
-    """Return labels with their probabilities in a line; anything else as it came."""
-    if isinstance(answer, dict) and all(isinstance(value, float) for value in answer.values()):
-        return "  ".join(f"{label} {value:.4f}" for label, value in answer.items())
-    return str(answer)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import json
 import sys
 import tempfile
 import time
@@ -16,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from marwright.cli.answers import decode_body, render_answer
 from marwright.cli.options import Json
 from marwright.cli.output import print_error, print_json, print_table, say
 
@@ -215,7 +214,10 @@ def _print_outcome(job: _Job, outcome: _Outcome) -> None:
     else:
         print_table(
             ["input", "status", "content type", "answer"],
-            [[row["input"], row["status"], row["content_type"], _render(row)] for row in rows],
+            [
+                [row["input"], row["status"], row["content_type"], render_answer(row)]
+                for row in rows
+            ],
         )
     if job.profile and not job.as_json:
         _print_profile(outcome)
@@ -248,7 +250,6 @@ def _print_failures(answers: list[Answer]) -> None:
 
 
 def _describe(path: Path, answer: Answer) -> dict[str, Any]:
-    """Return a row: JSON and text as they are, other bodies in base64."""
     row: dict[str, Any] = {
         "input": str(path),
         "status": answer.status,
@@ -256,25 +257,9 @@ def _describe(path: Path, answer: Answer) -> dict[str, Any]:
     }
     if answer.failure:
         row["failure"] = asdict(answer.failure)
-    try:
-        text = answer.body.decode()
-    except ValueError:
-        return {**row, "body_base64": base64.b64encode(answer.body).decode()}
-    # A dict without a content type is JSON as well: TorchServe encodes it and says nothing.
-    with contextlib.suppress(ValueError, RecursionError):
-        if not answer.content_type or "json" in answer.content_type:
-            return {**row, "answer": json.loads(text)}
-    return {**row, "answer": text}
+    return row | decode_body(answer.body, answer.content_type)
 
 
 def _guess_type(inputs: list[Path]) -> str | None:
     """Return JSON's type for files that are named so: nothing in JSON itself says what it is."""
     return "application/json" if all(path.suffix == ".json" for path in inputs) else None
-
-
-def _render(row: dict[str, Any]) -> str:
-    """Return labels with their probabilities in a line; anything else as it came."""
-    answer = row.get("answer", f"{row.get('body_base64', '')[:60]} (base64)")
-    if isinstance(answer, dict) and all(isinstance(value, float) for value in answer.values()):
-        return "  ".join(f"{label} {value:.4f}" for label, value in answer.items())
-    return str(answer)

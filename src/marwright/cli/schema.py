@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from enum import Enum
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -15,15 +14,10 @@ if TYPE_CHECKING:
 __all__ = ["schema"]
 
 
-class File(str, Enum):
-    """The files that have a schema."""
-
-    model = "model"
-    deploy = "deploy"
-
-
 def schema(
-    file: Annotated[File, typer.Argument(help="model.yaml or deploy.yaml.")] = File.model,
+    file: Annotated[
+        Literal["model", "deploy"], typer.Argument(help="model.yaml or deploy.yaml.")
+    ] = "model",
 ) -> None:
     """Print the JSON Schema of model.yaml or deploy.yaml, for editors and linters.
 
@@ -38,8 +32,8 @@ def schema(
     )
 
 
-def _find_model(file: File) -> type[BaseModel]:
-    if file is File.deploy:
+def _find_model(file: str) -> type[BaseModel]:
+    if file == "deploy":
         from marwright.server.deployment import Deployment
 
         return Deployment

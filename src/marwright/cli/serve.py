@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from marwright.cli.configuration import Configuration, find_configuration
 from marwright.cli.options import Json
 from marwright.cli.output import print_json, print_table, say
 from marwright.errors import UsageError
@@ -17,14 +18,7 @@ if TYPE_CHECKING:
     from marwright.server import TorchServe
     from marwright.server.deployment import Deployment
 
-__all__ = ["serve"]
-
-OVERRIDDEN = {
-    "load_models": "name the archives on the command line",
-    "model_store": "pass --store",
-    "workflow_store": "an empty private folder is used",
-}
-"""Keys of a config.properties that the command line decides."""
+__all__ = ["print_facts", "serve"]
 
 
 def serve(
@@ -94,7 +88,6 @@ def serve(
 
     if name is not None:
         check_form(name)
-    path = _find_deploy(deploy, bool(archives), config)
     changes = {
         "name": name,
         "store": store and store.resolve(),
@@ -106,29 +99,23 @@ def serve(
         "tls": "development" if tls else None,
         "supervision.start_timeout": timeout,
     }
-    config = config or (Path("config.properties") if not path else None)
-
-    def reread() -> Deployment:
-        return _read_deployment(path, config, changes, strict=True)
-
-    deployment = _read_deployment(path, config, changes, say_note=say, strict=bool(archives))
+    configuration = find_configuration(deploy, config, changes)
     if check:
-        _check(deployment, as_json=as_json)
+        _check(configuration, as_json=as_json)
         return
+    deployment = configuration.read(strict=bool(archives), say_note=say)
     if detach:
         from marwright.cli.detach import start_detached
 
         start_detached(as_json=as_json, timeout=deployment.supervision.start_timeout + 60)
         return
-    _run(deployment, path, reread, as_json=as_json)
+    _run(deployment, configuration, as_json=as_json)
 
 
-def _run(
-    deployment: Deployment, path: Path | None, reread: Callable[[], Deployment], *, as_json: bool
-) -> None:
+def _run(deployment: Deployment, configuration: Configuration, *, as_json: bool) -> None:
     """Supervise in this process."""
     from marwright.server.process import hide_environment
-    from marwright.server.supervisor import Supervisor
+    from marwright.server.supervision.supervisor import Supervisor
 
     hide_environment()
 
@@ -136,7 +123,11 @@ def _run(
         _print_ready(server, name, adopted=adopted, as_json=as_json)
 
     supervisor = Supervisor(
-        deployment, path, reread=reread, tell=None if as_json else say, serving=show
+        deployment,
+        configuration.deploy,
+        reread=lambda: configuration.read(strict=True),
+        tell=None if as_json else say,
+        serving=show,
     )
     say("starting TorchServe")
     try:
@@ -145,103 +136,20 @@ def _run(
         say("stopped")
 
 
-def _find_deploy(deploy: Path | None, named: bool, config: Path | None) -> Path | None:
-    """Return the deploy.yaml that is meant, if any."""
-    from marwright.server.deployment import DEPLOYMENT_NAME
-
-    if deploy is not None:
-        if config is not None:
-            raise UsageError(
-                "--deploy and --config exclude each other",
-                remedy="import it once: marwright config import config.properties",
-            )
-        return deploy
-    here = Path(DEPLOYMENT_NAME)
-    return here if here.is_file() and not named and config is None else None
-
-
-def _read_deployment(
-    path: Path | None,
-    config: Path | None,
-    changes: dict[str, Any],
-    *,
-    say_note: Callable[[str], None] = lambda text: None,
-    strict: bool,
-) -> Deployment:
-    """Return what is to be served: a file, and over it what the command line says.
-
-    Unless `strict`, an archive that is missing or broken is no reason not to serve the others: the
-    supervisor names it.
-    """
-    from marwright.server.deployment import Deployment
-    from marwright.server.wanted import list_wanted
-
-    if path is not None:
-        deployment = Deployment.read(path) if strict else _read_sound(path)
-    elif config is not None and config.is_file():
-        deployment = _read_properties(config, say_note)
-    elif config is not None and config != Path("config.properties"):
-        raise UsageError(f"there is no {config}", remedy="check --config")
-    else:
-        deployment = Deployment(store=Path("model_store").resolve())
-    given = {key: value for key, value in changes.items() if value is not None}
-    if given:
-        deployment = _change(deployment, given)
-    if strict and path is None:
-        list_wanted(deployment)
-    return deployment
-
-
-def _read_sound(path: Path) -> Deployment:
-    """Return a deploy.yaml in which nothing but single archives may be wrong."""
-    from marwright.server.deployment import REMEDY, Deployment
-    from marwright.server.examination import examine
-
-    deployment, document = Deployment.parse(path)
-    problems = examine(deployment, document)
-    document.refuse(
-        [problem for problem in problems if not problem.where.startswith("models")], remedy=REMEDY
-    )
-    return deployment
-
-
-def _change(deployment: Deployment, changes: dict[str, Any]) -> Deployment:
-    """Return the deployment with some values in place of its own, by dotted keys."""
-    values = deployment.model_dump(mode="json", exclude_unset=True)
-    values["store"] = str(deployment.store)  # where unsaid, it starts in the file's folder too
-    for key, value in changes.items():
-        section, _, field = key.rpartition(".")
-        (values.setdefault(section, {}) if section else values)[field] = value
-    return type(deployment).model_validate(values)
-
-
-def _read_properties(config: Path, say_note: Callable[[str], None]) -> Deployment:
-    """Return what a config.properties amounts to here; say what of it is not used."""
-    from marwright.server.conversion import import_properties
-    from marwright.server.properties import read_properties
-
-    deployment, notes = import_properties(config)
-    given = read_properties(config)
-    for key in sorted(given.keys() & set(OVERRIDDEN)):
-        say_note(f"note: {key} of {config} is not used: {OVERRIDDEN[key]}")
-    for note in notes:
-        say_note(f"note: {config}: {note}")
-    return deployment.model_copy(update={"store": Path("model_store").resolve(), "models": None})
-
-
-def _check(deployment: Deployment, *, as_json: bool) -> None:
+def _check(configuration: Configuration, *, as_json: bool) -> None:
     """Print what would keep the server from starting; exit 1 where anything would."""
-    from marwright.server.examination import examine
     from marwright.server.java import find_java
 
     find_java()
-    problems = examine(deployment, starting=True)
+    problems = configuration.list_problems(say)
     if as_json:
-        print_json([{"where": item.where, "problem": item.found} for item in problems])
+        print_json(
+            [{"line": item.line, "where": item.where, "problem": item.found} for item in problems]
+        )
     else:
         for item in problems:
-            say(str(item))
-        say("it could start" if not problems else f"{len(problems)} problems")
+            say(f"{configuration.deploy}:{item.line}: {item}" if item.line else str(item))
+        say("it could start" if not problems else f"problems: {len(problems)}")
     if problems:
         raise typer.Exit(1)
 
@@ -255,6 +163,12 @@ def _find_in_store(archive: str, store: Path | None) -> str:
             remedy=f"pass --store {path.parent}, or register it with the running server",
         )
     return path.name
+
+
+def print_facts(facts: Mapping[str, object]) -> None:
+    """Print where a server that is up listens, and what else belongs to it."""
+    shown = {key: value for key, value in facts.items() if key != "adopted"}
+    print_table(["", ""], [[key.replace("_", " "), value] for key, value in shown.items()])
 
 
 def _print_ready(server: TorchServe, name: str, *, adopted: bool, as_json: bool) -> None:
@@ -274,8 +188,7 @@ def _print_ready(server: TorchServe, name: str, *, adopted: bool, as_json: bool)
     if as_json:
         print(json.dumps(facts, default=str), flush=True)
         return
-    shown = {key: value for key, value in facts.items() if key != "adopted"}
-    print_table(["", ""], [[key.replace("_", " "), value] for key, value in shown.items()])
+    print_facts(facts)
     models = server.client.models
     defaults = {model.name: models.describe(model.name).version for model in models.list()}
     versions = [

@@ -41,8 +41,8 @@ def status(
 
     Exit status 1 where none runs, or a question's answer is no.
     """
-    from marwright.server.inspection import inspect_server
     from marwright.server.registry import find_record, list_records
+    from marwright.server.supervision.inspection import inspect_server
 
     records = [find_record(name)] if name is not None else list(list_records().values())
     if not records:
@@ -63,7 +63,7 @@ def stop(
     timeout: Annotated[float, typer.Option(min=1, help="Seconds that it may take.")] = 60.0,
 ) -> None:
     """Stop a server in order: it answers what it holds, and its processes and run folder go."""
-    from marwright.server.inspection import stop_server
+    from marwright.server.supervision.inspection import stop_server
 
     record = _find(name)
     stop_server(record, timeout=timeout)
@@ -80,7 +80,7 @@ def restart(
 
     Nobody is answered meanwhile: it is one server. What can change without that: marwright apply.
     """
-    from marwright.server.inspection import restart_server
+    from marwright.server.supervision.inspection import restart_server
 
     record = _find(name)
     seconds = restart_server(record, timeout=timeout)

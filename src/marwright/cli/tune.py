@@ -13,6 +13,7 @@ from marwright.cli.output import make_progress, print_json, print_table, say
 
 if TYPE_CHECKING:
     from marwright.errors import ServerError
+    from marwright.server.deployment import Deployment
     from marwright.tuning.search import Trial
     from marwright.tuning.tuning import Plan, Tuning
 
@@ -47,13 +48,12 @@ def tune(
     are confirmed in turns, and written into deploy.yaml. Exit 1 where none is within the bound.
     """
     from marwright.archive.checks.samples import Sample, check_files
-    from marwright.tuning.entry import check_entry
     from marwright.tuning.tuning import tune as run
 
     bound_ms = parse_duration(p99)
     check_files(sample or [])
     archive = _find_archive(archive, write)
-    deployment = check_entry(write, archive) if not no_write else None
+    deployment = _read_deployment(write, archive, changes=not no_write)
     with make_progress() as progress:
         task = progress.add_task("starting the server", total=None, facts="")
 
@@ -102,6 +102,16 @@ def _find_archive(archive: Path, write: Path) -> Path:
         return archive
     store = Deployment.read(write).store if write.exists() else Path("model_store")
     return store / archive
+
+
+def _read_deployment(path: Path, archive: Path, *, changes: bool) -> Deployment | None:
+    """Return the deploy.yaml, or None where there is none; `changes`: it is to be written."""
+    from marwright.server.deployment import Deployment
+    from marwright.tuning.entry import check_entry
+
+    if changes:
+        return check_entry(path, archive)
+    return Deployment.parse(path)[0] if path.exists() else None
 
 
 def _finish(tuning: Tuning, out: Path, write: Path | None, *, as_json: bool) -> None:

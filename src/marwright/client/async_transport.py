@@ -6,7 +6,10 @@ import asyncio
 import functools
 import io
 import ssl
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
+
+import aiohttp
+from yarl import URL
 
 from marwright.client.calls import Pause, Request, Response, Steps
 from marwright.client.exchange import Exchanges
@@ -17,10 +20,8 @@ from marwright.client.faults import (
     not_trusted,
     too_late,
 )
+from marwright.client.loops import drive_async
 from marwright.errors import ClientError, UsageError
-
-if TYPE_CHECKING:
-    import aiohttp
 
 __all__ = ["AsyncTransport"]
 
@@ -36,13 +37,6 @@ class AsyncTransport:
     def __init__(
         self, exchanges: Exchanges, session: aiohttp.ClientSession | None, connections: int
     ) -> None:
-        try:
-            import aiohttp
-        except ImportError as exc:
-            raise UsageError(
-                "the asynchronous client needs aiohttp", remedy="pip install aiohttp"
-            ) from exc
-        self._library = aiohttp
         self._exchanges = exchanges
         self._session = session
         self._owns_session = session is None
@@ -52,25 +46,13 @@ class AsyncTransport:
     async def run(self, steps: Steps[Result]) -> Result:
         """Do what the steps say, and return their result."""
         session = self._open_session()
-        exchange = self._exchanges.run(steps)
-        try:
-            action = next(exchange)
-            while True:
-                if isinstance(action, Pause):
-                    await asyncio.sleep(action.seconds)
-                    action = next(exchange)
-                    continue
-                try:
-                    response = await self._send(session, action)
-                except ClientError as exc:
-                    action = exchange.throw(exc)
-                else:
-                    action = exchange.send(response)
-        except StopIteration as end:
-            result: Result = end.value
-            return result
-        finally:
-            exchange.close()
+
+        async def take(step: Request | Pause) -> Any:
+            if isinstance(step, Pause):
+                return await asyncio.sleep(step.seconds)
+            return await _send(session, step)
+
+        return await drive_async(self._exchanges.run(steps), take)
 
     async def close(self) -> None:
         """Close the connections, unless the session was injected."""
@@ -87,10 +69,9 @@ class AsyncTransport:
         if self._closed or (self._session is not None and self._session.closed):
             raise UsageError("the client is closed", remedy="make another one")
         if self._session is None:
-            library = self._library
-            self._session = library.ClientSession(
-                connector=library.TCPConnector(limit=self._connections, ssl=self._make_ssl()),
-                cookie_jar=library.DummyCookieJar(),
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=self._connections, ssl=self._make_ssl()),
+                cookie_jar=aiohttp.DummyCookieJar(),
                 skip_auto_headers=("User-Agent", "Accept-Encoding"),
             )
             # aiohttp sends a PUT or DELETE again where a kept connection has ended meanwhile;
@@ -111,46 +92,45 @@ class AsyncTransport:
                 remedy="check that it is a PEM file that you may read",
             ) from exc
 
-    async def _send(self, session: aiohttp.ClientSession, request: Request) -> Response:
-        """Send one request and return its answer.
 
-        Raises:
-            ClientError: the member of the family that fits; see marwright.errors.
-        """
-        large = len(request.body) > LARGE_BODY_BYTES
-        try:
-            # Redirects are not followed: TorchServe sends none, and our headers are for this
-            # server alone.
-            async with session.request(
-                request.method,
-                _parse_url(request.url),
-                data=io.BytesIO(request.body) if large else request.body or None,
-                headers=request.headers,
-                timeout=self._library.ClientTimeout(total=request.timeout),
-                allow_redirects=False,
-            ) as answer:
-                body = await answer.read()
-        except (self._library.ClientError, asyncio.TimeoutError, OSError, ValueError) as exc:
-            raise _translate(exc, request, self._library) from exc
-        return Response(answer.status, answer.reason or "", answer.headers, body)
+async def _send(session: aiohttp.ClientSession, request: Request) -> Response:
+    """Send one request and return its answer.
+
+    Raises:
+        ClientError: the member of the family that fits; see marwright.errors.
+    """
+    large = len(request.body) > LARGE_BODY_BYTES
+    try:
+        # Redirects are not followed: TorchServe sends none, and our headers are for this server
+        # alone.
+        async with session.request(
+            request.method,
+            _parse_url(request.url),
+            data=io.BytesIO(request.body) if large else request.body or None,
+            headers=request.headers,
+            timeout=aiohttp.ClientTimeout(total=request.timeout),
+            allow_redirects=False,
+        ) as answer:
+            body = await answer.read()
+    except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError) as exc:
+        raise _translate(exc, request) from exc
+    return Response(answer.status, answer.reason or "", answer.headers, body)
 
 
 @functools.lru_cache(maxsize=256)
-def _parse_url(url: str) -> Any:
+def _parse_url(url: str) -> URL:
     """Return an address as aiohttp takes it, its quoting left as it is."""
-    from yarl import URL
-
     return URL(url, encoded=True)
 
 
-def _translate(exc: BaseException, request: Request, library: Any) -> ClientError:
+def _translate(exc: BaseException, request: Request) -> ClientError:
     """Return our error for one of the library's."""
     if isinstance(exc, (asyncio.TimeoutError, TimeoutError)):
         return too_late(request)
-    if isinstance(exc, (library.ClientSSLError, library.ServerFingerprintMismatch)):
+    if isinstance(exc, (aiohttp.ClientSSLError, aiohttp.ServerFingerprintMismatch)):
         return not_trusted(request, exc)
-    if isinstance(exc, (library.ClientPayloadError, library.ClientResponseError)):
+    if isinstance(exc, (aiohttp.ClientPayloadError, aiohttp.ClientResponseError)):
         return answer_broke_off(request)
-    if isinstance(exc, library.ClientConnectionError):
+    if isinstance(exc, aiohttp.ClientConnectionError):
         return no_server(request)
     return cannot_send(request, exc)

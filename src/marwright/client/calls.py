@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
-__all__ = ["Api", "Call", "Pause", "Request", "Response", "Script", "Steps"]
+__all__ = ["AnySteps", "Api", "Call", "Pause", "Request", "Response", "Script", "Steps"]
 
 Api = Literal["inference", "management", "metrics"]
 Result = TypeVar("Result")
@@ -59,7 +59,11 @@ class Call(Generic[Result]):
     read: Callable[[Response, float], Result]
     """Makes the result of a successful answer and of the seconds that it took."""
     safe: bool
-    """Whether it may be sent twice: reading, and predictions, which handlers do not remember."""
+    """Whether it may be sent twice: reading, and predictions, which handlers do not remember.
+
+    Health is read, and yet asked for once: whoever asks wants to know how it is now, and that
+    nobody answers is what was asked for.
+    """
     params: Mapping[str, str] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes = field(default=b"", repr=False)
@@ -74,6 +78,14 @@ class Call(Generic[Result]):
         """Ask this alone: a call is the shortest script, and `yield from` it gives its result."""
         result: Result = yield self
         return result
+
+
+class AnySteps(Protocol[Result_co]):
+    """Steps whose calls are REST's or gRPC's."""
+
+    def __iter__(self) -> Generator[Any, Any, Result_co]:
+        """Yield what to do; take the result of each."""
+        ...
 
 
 class Steps(Protocol[Result_co]):

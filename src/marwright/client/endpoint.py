@@ -9,7 +9,10 @@ from pathlib import Path
 from marwright.errors import NoServerError
 from marwright.storage import write_file
 
-__all__ = ["Endpoint"]
+__all__ = ["Endpoint", "SUPERVISOR_KEY_NAME"]
+
+SUPERVISOR_KEY_NAME = "supervisor_key"
+"""The file of the key, in the server's folder beside its key_file.json."""
 
 
 @dataclass(frozen=True)

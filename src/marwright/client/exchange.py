@@ -13,22 +13,20 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from urllib.parse import urlencode
 
-from marwright.client.calls import Call, Pause, Request, Response, Steps
+from marwright.client.calls import AnySteps, Call, Pause, Request, Response, Steps
 from marwright.client.endpoint import Endpoint
 from marwright.client.problems import translate
-from marwright.client.retries import Retries
+from marwright.client.retries import Attempts, Retries
 from marwright.client.tokens import KeyText, Purpose, TokenFile
 from marwright.errors import (
     ConnectionFailedError,
     MarwrightError,
-    OverloadedError,
     RequestTimeoutError,
     TokenRejectedError,
     UsageError,
-    WorkerLostError,
 )
 
-__all__ = ["Exchange", "Exchanges"]
+__all__ = ["Deadline", "Exchange", "Exchanges"]
 
 _log = logging.getLogger(__name__)
 
@@ -60,18 +58,23 @@ class Deadline:
         """Return the seconds that remain, or less than 0."""
         return self.at - time.monotonic()
 
+    def need(self, purpose: str) -> float:
+        """Return the seconds that remain for something.
+
+        Raises:
+            RequestTimeoutError: there are none.
+        """
+        left = self.left()
+        if left <= 0:
+            raise RequestTimeoutError(
+                f"no time is left {purpose}",
+                expected=f"an answer within {self.limit:g} s",
+                remedy="raise --timeout, or look at the server's log",
+            )
+        return left
+
 
 @dataclass
-class Attempts:
-    """What has been tried for one request so far."""
-
-    failures: int = 0
-    losses: int = 0
-    rereads: int = 0
-    renewed: bool = False
-
-
-@dataclass(frozen=True)
 class Exchanges:
     """What all exchanges with one server share."""
 
@@ -90,17 +93,13 @@ class Exchanges:
     def __post_init__(self) -> None:
         """Read from the endpoint what each request needs."""
         point = self.endpoint
-        values = {
-            "tokens": TokenFile(point.key_file) if point.key_file else None,
-            "supervisor_key": KeyText(point.supervisor_key) if point.supervisor_key else None,
-            "_urls": {
-                "inference": point.inference_url.rstrip("/"),
-                "management": point.management_url.rstrip("/"),
-                "metrics": point.metrics_url.rstrip("/"),
-            },
+        self.tokens = TokenFile(point.key_file) if point.key_file else None
+        self.supervisor_key = KeyText(point.supervisor_key) if point.supervisor_key else None
+        self._urls = {
+            "inference": point.inference_url.rstrip("/"),
+            "management": point.management_url.rstrip("/"),
+            "metrics": point.metrics_url.rstrip("/"),
         }
-        for name, value in values.items():
-            object.__setattr__(self, name, value)
 
     def run(self, steps: Steps[Result]) -> Exchange[Result]:
         """Take steps to their result; all of them have the time of the first.
@@ -108,9 +107,12 @@ class Exchanges:
         Raises:
             MarwrightError: the member of the family that fits; see marwright.errors.
         """
-        if isinstance(steps, Call):
-            only: Call[Result] = steps
-            return (yield from self._ask(only, Deadline.start(self._limit(only))))
+        return self.expand(steps, self._ask)
+
+    def expand(
+        self, steps: AnySteps[Result], ask: Callable[[Any, Deadline], Exchange[Any]]
+    ) -> Exchange[Result]:
+        """Do the same with calls of any protocol: `ask` says how one of them is made."""
         deadline: Deadline | None = None
         script = iter(steps)
         try:
@@ -122,7 +124,7 @@ class Exchanges:
                     continue
                 deadline = deadline or Deadline.start(self._limit(step))
                 try:
-                    answer = yield from self._ask(step, deadline)
+                    answer = yield from ask(step, deadline)
                 except MarwrightError as exc:
                     step = script.throw(exc)
                 else:
@@ -131,20 +133,20 @@ class Exchanges:
             result: Result = end.value
             return result
 
-    def _limit(self, call: Call[Any]) -> float:
-        if call.timeout is not None:
-            return call.timeout
-        return self.start_timeout if call.starts_workers else self.timeout
+    def _limit(self, call: Any) -> float:
+        usual = self.start_timeout if call.starts_workers else self.timeout
+        return usual if call.timeout is None else float(call.timeout)
 
     def _ask(self, call: Call[Result], deadline: Deadline) -> Exchange[Result]:
         """Send one call, again where that is safe and helps, until it has a result."""
+        purpose = PURPOSES.get(call.api)
         attempts = Attempts()
         while True:
             started = time.perf_counter()
             asked = 0.0
             error: MarwrightError
             try:
-                token = yield from self._find_token(call, deadline)
+                token = yield from self.find_token(purpose, deadline)
                 response = yield self._prepare(call, token, deadline)
             except (ConnectionFailedError, TokenRejectedError) as exc:
                 error = exc  # of the latter: the tokens' file is not there
@@ -155,31 +157,17 @@ class Exchanges:
                 asked = _read_retry_after(response)
             if isinstance(error, TokenRejectedError) and error.status:
                 # A rejected request had no effect, so sending it again is safe for all of them.
-                if (yield from self._replace_token(call, token, attempts, deadline)):
+                if (yield from self.replace_token(purpose, token, attempts, deadline)):
                     continue
                 raise error
-            pause = self._choose_pause(call, error, asked, attempts)
+            pause = self.retries.choose_pause(
+                error, attempts, safe=call.safe, random=self.random, asked=asked
+            )
             # To wait beyond the deadline would only hide what went wrong.
             if pause is None or pause >= deadline.left():
                 raise error
             _log.debug("%s %s: %s; trying again in %.2f s", call.method, call.path, error, pause)
             yield Pause(pause)
-
-    def _choose_pause(
-        self, call: Call[Any], error: MarwrightError, asked: float, attempts: Attempts
-    ) -> float | None:
-        """Return the seconds until the next try, or None where there is to be none."""
-        kinds = (ConnectionFailedError, OverloadedError, WorkerLostError, TokenRejectedError)
-        # A token that was rejected is another matter. Without one there is no server: it writes
-        # the file, and not in one piece, whenever it starts.
-        if not isinstance(error, kinds) or (isinstance(error, kinds[-1]) and error.status):
-            return None
-        attempts.failures += 1
-        attempts.losses += isinstance(error, WorkerLostError)
-        spent = attempts.failures >= self.retries.tries or attempts.losses > self.retries.after_loss
-        if not call.safe or spent:
-            return None
-        return self.retries.pause(attempts.failures, chance=self.random(), asked=asked)
 
     def _prepare(self, call: Call[Any], token: str, deadline: Deadline) -> Request:
         url = self._urls[call.api]
@@ -200,9 +188,12 @@ class Exchanges:
             url += f"?{urlencode(call.params)}"
         return _make_request(call.method, url, headers, call.body, deadline)
 
-    def _find_token(self, call: Call[Any], deadline: Deadline) -> Exchange[str]:
-        """Return the token to send, renewed where it would soon expire, or "" where none is."""
-        purpose = PURPOSES.get(call.api)
+    def find_token(self, purpose: Purpose | None, deadline: Deadline) -> Exchange[str]:
+        """Return the token to send, renewed where it would soon expire, or "" where none is.
+
+        Raises:
+            TokenRejectedError: the key file is missing or broken.
+        """
         tokens = self.tokens
         if purpose is None or tokens is None:
             return ""
@@ -213,11 +204,10 @@ class Exchanges:
                 tokens.release(purpose)
         return tokens.read(purpose)
 
-    def _replace_token(
-        self, call: Call[Any], sent: str, attempts: Attempts, deadline: Deadline
+    def replace_token(
+        self, purpose: Purpose | None, sent: str, attempts: Attempts, deadline: Deadline
     ) -> Exchange[bool]:
         """Look for another token than the rejected one; return whether there is one to send."""
-        purpose = PURPOSES.get(call.api)
         tokens = self.tokens
         if purpose is None or tokens is None or attempts.renewed:
             return False
@@ -239,6 +229,8 @@ class Exchanges:
     def _renew(self, tokens: TokenFile, purpose: Purpose, deadline: Deadline) -> Exchange[bool]:
         """Ask the server for a fresh token; return whether it gave one into the key file."""
         url = self._urls["management"] or self._urls["inference"]
+        if not url:  # the client speaks gRPC, which renews nothing
+            return False
         try:
             headers = {"Authorization": f"Bearer {tokens.read('API')}"}
             response: Response = yield _make_request(
@@ -253,13 +245,7 @@ class Exchanges:
 def _make_request(
     method: str, url: str, headers: dict[str, str], body: bytes, deadline: Deadline
 ) -> Request:
-    left = deadline.left()
-    if left <= 0:
-        raise RequestTimeoutError(
-            f"no time is left to ask {url}",
-            expected=f"an answer within {deadline.limit:g} s",
-            remedy="raise --timeout, or look at the server's log",
-        )
+    left = deadline.need(f"to ask {url}")
     return Request(method, url, headers, body, left, deadline.limit)
 
 

@@ -1,52 +1,36 @@
-"""The gRPC calls, each said once: what is sent, whether twice, and what is read of the answer.
+"""The way of a gRPC call to its answer: metadata, tokens, deadlines and retries.
 
-An operation is a script: a generator that yields steps and is given what they bring. GrpcClient and
-AsyncGrpcClient differ only in how they take a step.
+What can be asked stands in grpc_inference and grpc_models, as functions that return steps. A driver
+sends what a Caller makes of them, by threads that wait or by tasks that await.
 """
 
 from __future__ import annotations
 
 import logging
-import random
 import time
-import uuid
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-import requests
-
-from marwright.client.calls import Pause
+from marwright.client.calls import AnySteps, Pause, Request
 from marwright.client.endpoint import Endpoint
-from marwright.client.grpc_errors import raise_problem, translate_status
+from marwright.client.exchange import Deadline, Exchanges
 from marwright.client.grpc_protocol import INSTALL, Method, Protocol, read_protocol
-from marwright.client.inputs import Input, encode_input
-from marwright.client.results import Answer, Health, parse_json
-from marwright.client.retries import Retries
-from marwright.client.tokens import KeyText, Purpose, TokenFile
-from marwright.errors import (
-    ConnectionFailedError,
-    MarwrightError,
-    OverloadedError,
-    RequestTimeoutError,
-    TokenRejectedError,
-    UsageError,
-    WorkerLostError,
-)
+from marwright.client.retries import Attempts, Retries
+from marwright.client.tokens import Purpose
+from marwright.errors import ClientError, TokenRejectedError, UsageError
 from marwright.storage import translate_os_errors
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
-__all__ = ["Attempt", "Call", "Caller", "MESSAGE_BYTES", "Renewal", "Script"]
+__all__ = ["Attempt", "Call", "Caller", "MESSAGE_BYTES", "Script", "Step"]
 
 Result = TypeVar("Result")
 
 MESSAGE_BYTES = 64 * 1024 * 1024
 """What a message may have at most; gRPC's own 4 MB are less than TorchServe's max_response_size."""
-BODY = "body"
-"""The input's name, as the REST API names a body that is no form."""
 CHANGES = frozenset({"RegisterModel", "ScaleWorker", "SetDefault", "UnregisterModel"})
 """What asks for the supervisor's key, where the server has one."""
 LONGEST_SECONDS = 1e8
@@ -65,14 +49,8 @@ class Attempt:
     """Seconds that are left."""
 
 
-@dataclass(frozen=True)
-class Renewal:
-    """A token to renew over REST, the only way there is; what it brings is whether it worked."""
-
-    purpose: Purpose
-
-
-Script = Generator[Attempt | Renewal | Pause, Any, Result]
+Step = Attempt | Request | Pause
+"""What a driver takes; a request asks for a fresh token, which only REST can."""
 
 
 @dataclass(frozen=True)
@@ -80,10 +58,23 @@ class Call(Generic[Result]):
     """One thing to ask, and how to read the answer."""
 
     method: str
-    fields: Mapping[str, Any]
-    read: Callable[[Any], Result]
+    fields: Mapping[str, Any] = field(repr=False)
+    read: Callable[[Any, float], Result]
+    """Makes the result of an answer and of the seconds that it took."""
     safe: bool
-    """Whether it may be sent twice: reading, and predictions, which handlers do not remember."""
+    """Whether it may be sent twice; as in calls.Call."""
+    timeout: float | None = None
+    """Seconds for the whole call; None takes the client's."""
+    starts_workers: bool = False
+    """Whether it waits until models are loaded, and so takes `start_timeout` for its limit."""
+
+    def __iter__(self) -> Generator[Call[Any], Any, Result]:
+        """Ask this alone: a call is the shortest script, and `yield from` it gives its result."""
+        result: Result = yield self
+        return result
+
+
+Script = Generator[Call[Any], Any, Result]
 
 
 class Caller:
@@ -96,6 +87,7 @@ class Caller:
         timeout: float,
         start_timeout: float,
         retries: Retries | None,
+        random: Callable[[], float],
         jar: Path | None,
         max_message_bytes: int,
     ) -> None:
@@ -104,13 +96,9 @@ class Caller:
         except ImportError as exc:
             raise UsageError("gRPC needs the package grpcio", remedy=INSTALL) from exc
         self.endpoint = endpoint
-        self.timeout = timeout
-        self.start_timeout = start_timeout
-        self.retries = retries or Retries()
         self.protocol: Protocol = read_protocol(jar)
         self.options = _make_options(max_message_bytes)
-        self._tokens = TokenFile(endpoint.key_file) if endpoint.key_file else None
-        self._key = KeyText(endpoint.supervisor_key) if endpoint.supervisor_key else None
+        self._exchanges = Exchanges(endpoint, timeout, start_timeout, retries or Retries(), random)
 
     def find_address(self, purpose: Purpose) -> str:
         """Return HOST:PORT of one service.
@@ -146,183 +134,57 @@ class Caller:
         endpoint = self.endpoint
         return endpoint.certificate is not None or endpoint.inference_url.startswith("https://")
 
-    def make_metadata(self, method: Method) -> tuple[tuple[str, str], ...]:
+    def run(self, steps: AnySteps[Result]) -> Generator[Step, Any, Result]:
+        """Take steps to their result; all of them have the time of the first."""
+        return self._exchanges.expand(steps, self._ask)
+
+    def _ask(self, call: Call[Result], deadline: Deadline) -> Generator[Any, Any, Result]:
+        """Send a call until it is answered, may not be sent again, or its time is over."""
+        method = self.protocol.find(call.method)
+        message = method.request(**call.fields)
+        exchanges = self._exchanges
+        attempts = Attempts()
+        while True:
+            started = time.perf_counter()
+            token = ""
+            try:
+                token = yield from exchanges.find_token(method.purpose, deadline)
+                metadata = self._make_metadata(method, token)
+                # Without any time left gRPC would send it all the same.
+                left = min(deadline.need(f"for {call.method}"), LONGEST_SECONDS)
+                answer = yield Attempt(method, message, metadata, left)
+                return call.read(answer, time.perf_counter() - started)
+            except ClientError as exc:
+                error = exc
+            if isinstance(error, TokenRejectedError) and error.status:
+                # A rejected call had no effect, so sending it again is safe for all of them.
+                if (yield from exchanges.replace_token(method.purpose, token, attempts, deadline)):
+                    continue
+                raise error
+            pause = exchanges.retries.choose_pause(
+                error, attempts, safe=call.safe, random=exchanges.random
+            )
+            # To wait beyond the deadline would only hide what went wrong.
+            if pause is None or pause >= deadline.left():
+                raise error
+            _log.debug("%s: %s; trying again in %.2f s", call.method, error, pause)
+            yield Pause(pause)
+
+    def _make_metadata(self, method: Method, token: str) -> tuple[tuple[str, str], ...]:
         """Return the token as GRPCInterceptor reads it, and for changes the supervisor's key.
 
         Nothing where the endpoint names neither file.
 
         Raises:
-            TokenRejectedError: one of them cannot be read.
+            TokenRejectedError: the key cannot be read.
         """
         metadata = []
-        if self._tokens is not None:
-            metadata.append(("authorization", f"Bearer {self._tokens.read(method.purpose)}"))
-        if self._key is not None and method.path.rpartition("/")[2] in CHANGES:
-            metadata.append(("x-marwright-key", self._key.read()))
+        if token:
+            metadata.append(("authorization", f"Bearer {token}"))
+        key = self._exchanges.supervisor_key
+        if key is not None and method.path.rpartition("/")[2] in CHANGES:
+            metadata.append(("x-marwright-key", key.read()))
         return tuple(metadata)
-
-    def start(self, timeout: float | None = None, *, starts_workers: bool = False) -> float:
-        """Return the deadline of an operation that begins now, by the monotonic clock."""
-        if timeout is None:
-            timeout = self.start_timeout if starts_workers else self.timeout
-        return time.monotonic() + timeout
-
-    def send(self, call: Call[Result], deadline: float) -> Script[Result]:
-        """Send a call until it is answered, may not be sent again, or its time is over."""
-        method = self.protocol.find(call.method)
-        message = method.request(**call.fields)
-        failures = losses = 0
-        renewed = False
-        if self._tokens is not None and self._tokens.is_due(method.purpose):
-            yield Renewal(method.purpose)
-        while True:
-            left = min(deadline - time.monotonic(), LONGEST_SECONDS)
-            if left <= 0:  # gRPC would send it all the same
-                raise RequestTimeoutError(
-                    f"no time is left for {call.method}", remedy="give it a longer timeout"
-                )
-            metadata = self.make_metadata(method)
-            try:
-                return call.read((yield Attempt(method, message, metadata, left)))
-            except TokenRejectedError:
-                # A rejected call had no effect, so sending it again is safe for all of them.
-                if renewed or not (yield Renewal(method.purpose)):
-                    raise
-                renewed = True
-            except (ConnectionFailedError, OverloadedError, WorkerLostError) as exc:
-                failures += 1
-                losses += isinstance(exc, WorkerLostError)
-                spent = failures >= self.retries.tries or losses > self.retries.after_loss
-                pause = self.retries.pause(failures, chance=random.random())
-                # To wait beyond the deadline would only hide what went wrong.
-                if spent or not call.safe or time.monotonic() + pause >= deadline:
-                    raise
-                _log.debug("%s: %s; trying again in %.2f s", call.method, exc, pause)
-                yield Pause(pause)
-
-    def renew(self, purpose: Purpose) -> bool:
-        """Ask the management API for a fresh token; return whether it gave one."""
-        tokens = self._tokens
-        if tokens is None or not self.endpoint.management_url or not tokens.claim(purpose):
-            return False
-        try:
-            with requests.Session() as session:
-                session.trust_env = False  # no proxy and no .netrc between us and loopback
-                certificate = self.endpoint.certificate
-                session.get(
-                    f"{self.endpoint.management_url.rstrip('/')}/token",
-                    params={"type": purpose},
-                    headers={"Authorization": f"Bearer {tokens.read('API')}"},
-                    timeout=self.timeout,
-                    verify=str(certificate) if certificate else True,
-                ).raise_for_status()
-        except (MarwrightError, OSError, ValueError):  # requests' errors are OSErrors
-            return False
-        finally:
-            tokens.release(purpose)
-        return True
-
-    def predict(
-        self,
-        name: str,
-        parts: Mapping[str, Input],
-        *,
-        version: str | None,
-        timeout: float | None,
-    ) -> Script[Answer]:
-        """Ask for one prediction."""
-        started = time.monotonic()
-
-        def read(response: Any) -> Answer:
-            return read_prediction(response, started)
-
-        call = Call("Predictions", _name_parts(name, parts, version), read, safe=True)
-        return (yield from self.send(call, self.start(timeout)))
-
-    def open_stream(
-        self, name: str, data: Input, *, version: str | None, timeout: float | None
-    ) -> Script[Any]:
-        """Ask for a prediction that comes in parts; what comes back is the driver's own."""
-        fields = _name_parts(name, {BODY: data}, version)
-        call: Call[Any] = Call("StreamPredictions", fields, lambda opened: opened, safe=True)
-        return (yield from self.send(call, self.start(timeout)))
-
-    def health(self, timeout: float | None) -> Script[Health]:
-        """Ask whether the server is up."""
-
-        def read(response: Any) -> Health:
-            text = response.health.encode()
-            return parse_json(text, "Ping", lambda value: Health(status=str(value["status"])))
-
-        return (yield from self.send(Call("Ping", {}, read, safe=False), self.start(timeout)))
-
-    def open_sequence(self, timeout: float | None) -> Attempt:
-        """Return what begins a sequence of inputs; its message is none of them."""
-        method = self.protocol.find("StreamPredictions2")
-        left = min(self.start(timeout) - time.monotonic(), LONGEST_SECONDS)
-        return Attempt(method, method.request(), self.make_metadata(method), left)
-
-    def make_sequence(self, name: str, *, version: str | None) -> Callable[[Input], Message]:
-        """Return a function that makes the messages of a new sequence."""
-        request = self.protocol.find("StreamPredictions2").request
-        sequence = str(uuid.uuid4())
-
-        def make_message(data: Input) -> Message:
-            fields = _name_parts(name, {BODY: data}, version)
-            return request(sequence_id=sequence, **fields)
-
-        return make_message
-
-    def read_sequence_answer(self, response: Any, started: float) -> Answer:
-        """Return the answer to one input of a sequence.
-
-        Raises:
-            ClientError: the member of the family that fits; the stream goes on after it.
-        """
-        if response.HasField("status"):
-            import grpc
-
-            status = response.status
-            codes = {code.value[0]: code.name for code in grpc.StatusCode}
-            raise translate_status(
-                codes.get(status.code, "UNKNOWN"),
-                status.message,
-                method="StreamPredictions2",
-                address=self.endpoint.grpc_inference,
-            )
-        return read_prediction(response, started)
-
-
-def read_prediction(response: Any, started: float) -> Answer:
-    """Return one answer; gRPC carries neither its content type nor TorchServe's request id.
-
-    Raises:
-        AnswerError: it is the error that one of marwright's handlers wrote.
-    """
-    raise_problem(response.prediction)
-    return Answer(
-        status=200,
-        content_type="",
-        body=response.prediction,
-        request_id="",
-        seconds=time.monotonic() - started,
-    )
-
-
-def check_names(*names: str | None) -> None:
-    """Refuse empty names: to TorchServe an empty version is none, and so the default one.
-
-    Raises:
-        UsageError: one of them is empty.
-    """
-    if "" in names:
-        raise UsageError("no such model name or version is possible", found="''")
-
-
-def _name_parts(name: str, parts: Mapping[str, Input], version: str | None) -> dict[str, Any]:
-    check_names(name, version)
-    encoded = {part: encode_input(value).content for part, value in parts.items()}
-    return {"model_name": name, "model_version": version or "", "input": encoded}
 
 
 def _make_options(max_message_bytes: int) -> tuple[tuple[str, int], ...]:

@@ -163,7 +163,7 @@ def ask_health(*, timeout: float | None = None) -> Call[Health]:
         "GET",
         "/ping",
         lambda response, _: Health.from_response(response),
-        safe=False,
+        safe=False,  # not sent again: see Call.safe
         timeout=timeout,
         answers=frozenset({500}),
     )

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Coroutine
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
-from marwright.client.calls import Steps
+from marwright.client.calls import AnySteps
 
 __all__ = ["awaited", "blocking"]
 
@@ -18,16 +18,16 @@ Result = TypeVar("Result")
 class Blocking(Protocol):
     """Takes steps to their result before it returns."""
 
-    def _run(self, steps: Steps[Result]) -> Result: ...
+    def _run(self, steps: AnySteps[Result]) -> Result: ...
 
 
 class Awaiting(Protocol):
     """Takes steps to their result while others run."""
 
-    def _run(self, steps: Steps[Result]) -> Coroutine[Any, Any, Result]: ...
+    def _run(self, steps: AnySteps[Result]) -> Coroutine[Any, Any, Result]: ...
 
 
-def blocking(operation: Callable[P, Steps[Result]]) -> Callable[Concatenate[Any, P], Result]:
+def blocking(operation: Callable[P, AnySteps[Result]]) -> Callable[Concatenate[Any, P], Result]:
     """Return an operation as a method that returns its result."""
 
     @functools.wraps(operation)
@@ -40,7 +40,7 @@ def blocking(operation: Callable[P, Steps[Result]]) -> Callable[Concatenate[Any,
 
 
 def awaited(
-    operation: Callable[P, Steps[Result]],
+    operation: Callable[P, AnySteps[Result]],
 ) -> Callable[Concatenate[Any, P], Coroutine[Any, Any, Result]]:
     """Return an operation as a method whose result is awaited."""
 

@@ -23,10 +23,13 @@ from marwright.errors import (
 
 __all__ = [
     "describe",
+    "find_registered",
     "list_models",
     "list_page",
     "list_versions",
     "model_path",
+    "MOST_MODELS",
+    "read_versions",
     "register",
     "scale",
     "set_default",
@@ -84,7 +87,7 @@ def describe(
         "management",
         "GET",
         path,
-        lambda response, _: parse_json(response.body, f"GET {path}", _read_versions)[0],
+        lambda response, _: parse_json(response.body, f"GET {path}", read_versions)[0],
         safe=True,
         params=params,
         timeout=timeout,
@@ -98,7 +101,7 @@ def list_versions(name: str, *, timeout: float | None = None) -> Call[tuple[Mode
         "management",
         "GET",
         path,
-        lambda response, _: parse_json(response.body, f"GET {path}", _read_versions),
+        lambda response, _: parse_json(response.body, f"GET {path}", read_versions),
         safe=True,
         timeout=timeout,
     )
@@ -148,7 +151,9 @@ def register(
     } | {key: str(value) for key, value in options.items() if value is not None}
 
     def read(response: Response, _: float) -> tuple[str, str] | None:
-        return parse_json(response.body, "POST /models", _read_registered)
+        return parse_json(
+            response.body, "POST /models", lambda answer: find_registered(answer["status"])
+        )
 
     registered = yield from Call(
         "management",
@@ -266,7 +271,7 @@ def _read_nothing(response: Response, seconds: float) -> None:
     """Take a success for what it is: what such an answer says, is said in no fixed form."""
 
 
-def _read_versions(page: Any) -> tuple[ModelVersion, ...]:
+def read_versions(page: Any) -> tuple[ModelVersion, ...]:
     """Return the described versions; TorchServe names at least one."""
     versions = tuple(ModelVersion.from_response(item) for item in page)
     if not versions:
@@ -274,9 +279,9 @@ def _read_versions(page: Any) -> tuple[ModelVersion, ...]:
     return versions
 
 
-def _read_registered(answer: Any) -> tuple[str, str] | None:
-    """Return what the answer names: 'Model "cnn" Version: 1.0 registered with ...'."""
-    match = re.match(r'Model "(.+)" Version: (\S+) registered', answer["status"])
+def find_registered(text: str) -> tuple[str, str] | None:
+    """Return what an answer names: 'Model "cnn" Version: 1.0 registered with ...'."""
+    match = re.match(r'Model "(.+)" Version: (\S+) registered', text)
     return (match[1], match[2]) if match else None
 
 

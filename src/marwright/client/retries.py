@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from marwright.errors import UsageError
+from marwright.errors import (
+    ConnectionFailedError,
+    MarwrightError,
+    OverloadedError,
+    TokenRejectedError,
+    UsageError,
+    WorkerLostError,
+)
 
-__all__ = ["Retries"]
+__all__ = ["Attempts", "Retries"]
+
+
+@dataclass
+class Attempts:
+    """What has been tried for one request so far."""
+
+    failures: int = 0
+    losses: int = 0
+    rereads: int = 0
+    renewed: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,3 +67,29 @@ class Retries:
         """
         # No float holds 2.0 ** 1024, and no pause grows for as long.
         return asked + chance * min(self.longest, self.first * 2.0 ** min(failures - 1, 64))
+
+    def choose_pause(
+        self,
+        error: MarwrightError,
+        attempts: Attempts,
+        *,
+        safe: bool,
+        random: Callable[[], float],
+        asked: float = 0.0,
+    ) -> float | None:
+        """Count a failure; return the seconds until the next try, None where there is to be none.
+
+        `safe` tells whether the request may be sent twice; `random` is asked only for a pause that
+        there is to be, and `asked` is as for `pause`.
+        """
+        kinds = (ConnectionFailedError, OverloadedError, WorkerLostError, TokenRejectedError)
+        # A token that was rejected is another matter. Without one there is no server: it writes
+        # the file, and not in one piece, whenever it starts.
+        if not isinstance(error, kinds) or (isinstance(error, kinds[-1]) and error.status):
+            return None
+        attempts.failures += 1
+        attempts.losses += isinstance(error, WorkerLostError)
+        spent = attempts.failures >= self.tries or attempts.losses > self.after_loss
+        if not safe or spent:
+            return None
+        return self.pause(attempts.failures, chance=random(), asked=asked)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from http.cookiejar import DefaultCookiePolicy
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import requests
 import urllib3
@@ -19,9 +19,10 @@ from marwright.client.faults import (
     not_trusted,
     too_late,
 )
+from marwright.client.loops import drive
 from marwright.errors import ClientError
 
-__all__ = ["make_session", "Transport"]
+__all__ = ["make_session", "send", "Transport"]
 
 Result = TypeVar("Result")
 
@@ -35,25 +36,12 @@ class Transport:
 
     def run(self, steps: Steps[Result]) -> Result:
         """Do what the steps say, and return their result."""
-        exchange = self._exchanges.run(steps)
-        try:
-            action = next(exchange)
-            while True:
-                if isinstance(action, Pause):
-                    time.sleep(action.seconds)
-                    action = next(exchange)
-                    continue
-                try:
-                    response = send(self.session, action)
-                except ClientError as exc:
-                    action = exchange.throw(exc)
-                else:
-                    action = exchange.send(response)
-        except StopIteration as end:
-            result: Result = end.value
-            return result
-        finally:
-            exchange.close()
+        return drive(self._exchanges.run(steps), self._take)
+
+    def _take(self, step: Request | Pause) -> Any:
+        if isinstance(step, Pause):
+            return time.sleep(step.seconds)
+        return send(self.session, step)
 
 
 def make_session(endpoint: Endpoint, connections: int) -> requests.Session:

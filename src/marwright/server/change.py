@@ -11,31 +11,25 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from marwright.archive.admission import find_policy, read_policy
 from marwright.archive.summary import flatten
 from marwright.client import Client
 from marwright.errors import ArchiveError, ServerError, UsageError
-from marwright.server.deployment import REMEDY, Deployment
+from marwright.server.deployment import LIVE_KEYS, REMEDY, Deployment
 from marwright.server.examination import examine
+from marwright.server.launch import RUNNING_NAME
 from marwright.server.plan import Plan, Step, carry_out, make_plan
 from marwright.server.staging import Staging
 from marwright.server.state import compare, read_state
 from marwright.server.wanted import Wanted, list_wanted
 from marwright.storage import hold_path, translate_os_errors, write_file
 
-if TYPE_CHECKING:
-    pass
-
 __all__ = ["Change", "hold_server", "make_change", "prepare_change"]
 
-RUNNING_NAME = "deployment.json"
-"""In the run folder: the deployment that the server was started with, or was last changed to."""
 SETTLE_SECONDS = 10.0
 """How long a worker that was ended meanwhile may take to be READY again."""
-_ELSEWHERE = {"models", "name"}
-"""Keys that need no restart: the first is what is applied, the second only names the server."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +96,7 @@ def make_change(
     """
     carry_out(change.plan, client, change.staging, report=report)
     _check(change.wanted, client)
-    if change.staging is not None and change.plan:
+    if change.staging is not None:
         _write_running(change.deployment, change.staging)
 
 
@@ -134,7 +128,7 @@ def _compare_running(deployment: Deployment, staging: Staging) -> list[str]:
             remedy="marwright restart",
         )
     before, after = (
-        flatten({key: item for key, item in whole.items() if key not in _ELSEWHERE})
+        flatten({key: item for key, item in whole.items() if key not in LIVE_KEYS})
         for whole in (running, values)
     )
     if not running:
@@ -154,7 +148,10 @@ def _read_running(staging: Staging) -> dict[str, Any]:
 
 
 def _write_running(deployment: Deployment, staging: Staging) -> None:
-    """Record what the server now serves; all else of it is as it was started."""
-    values = {**_read_running(staging), "models": deployment.model_dump(mode="json")["models"]}
+    """Record what the server and its supervisor now obey; all else of it is as it was started."""
+    before, wanted = _read_running(staging), deployment.model_dump(mode="json")
+    values = before | {key: wanted[key] for key in LIVE_KEYS - {"name"}}
+    if values == before:
+        return
     with write_file(staging.folder.parent / RUNNING_NAME) as stream:
         stream.write(json.dumps(values).encode())

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from pydantic import ValidationError
 
 from marwright.errors import ConfigurationError
-from marwright.server.deployment import Deployment
+from marwright.server.deployment import SETTINGS, Deployment
 from marwright.server.keys import FIXED_KEYS, KEYS, suggest_key
 from marwright.server.properties import read_properties
 from marwright.server.rendering import render_deployment
@@ -26,14 +26,7 @@ __all__ = ["import_properties"]
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 _APIS = ("inference", "management", "metrics")
 _SETTINGS = {
-    "batchSize": "batch_size",
-    "maxBatchDelay": "batch_delay_ms",
-    "responseTimeout": "response_timeout",
-    "startupTimeout": "startup_timeout",
-    "jobQueueSize": "queue",
-    "clientTimeoutInMills": "client_timeout_ms",
-    "useJobTicket": "job_ticket",
-    "deviceIds": "devices",
+    target: name for name, target in SETTINGS.items() if name not in {"workers", "threads"}
 }
 """Settings in TorchServe's `models`, and the keys of a model's entry."""
 _NUMBERS = {

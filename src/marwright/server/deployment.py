@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 __all__ = ["Deployment", "DEPLOYMENT_NAME", "ModelEntry", "parse_size", "SETTINGS"]
 
 DEPLOYMENT_NAME = "deploy.yaml"
+LIVE_KEYS = frozenset({"models", "name", "supervision"})
+"""Keys of which a change takes no restart of the server."""
 REMEDY = "mend it; marwright schema deploy prints what it takes, marwright config explain KEY why"
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)

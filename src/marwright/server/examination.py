@@ -138,7 +138,10 @@ def _check_store(deployment: Deployment, trusted: Collection[str]) -> Iterator[t
             yield ["models", number, "archive"], f"there is no archive {path}"
             continue
         try:
-            wanted[number] = read_wanted(deployment, entry)
+            wanted[number] = item = read_wanted(deployment, entry)
+            if not item.workers and deployment.access.models == "off":
+                # TorchServe itself starts one for each version that it loads.
+                yield ["models", number, "workers"], "0 goes with another access.models than off"
             if entry.archive not in trusted:
                 admit(path, policy)
         except MarwrightError as exc:

@@ -18,6 +18,7 @@ from marwright.server.deployment import SETTINGS, Deployment, ModelEntry
 from marwright.server.keys import FIXED_KEYS, KEYS
 from marwright.server.memory import compute_direct_memory, compute_heap
 from marwright.server.rendering import render_deployment, render_java_options
+from marwright.server.wanted import find_setting
 
 __all__ = ["explain", "Explanation", "list_explanations"]
 
@@ -30,8 +31,8 @@ _JAVA = {
     "limits.retry_after": "-Dmarwright.retry.after=",
     "logging.requests": "-Dmarwright.log.requests=",
     "logging.level": "-Dmarwright.log.level=",
-    "logging.file_bytes": "-Dmarwright.log.bytes=",
-    "logging.files": "-Dmarwright.log.files=",
+    "logging.file_bytes": "-Dmarwright.log.size=",
+    "logging.files": "-Dmarwright.log.rotated=",
 }
 """Keys, and how the option of Java begins that they become."""
 
@@ -231,7 +232,7 @@ def _list_entry(
         value: Any = getattr(entry, name)
         origin = _find_origin(key.split("."), document)
         setting = SETTINGS.get(name, "")
-        if value is None and (said := _find(own, setting)) is not None:
+        if value is None and (said := find_setting(own, setting)) is not None:
             value, origin = said, f"model-config.yaml of {entry.archive}"
         becomes = (f"{setting}: {_word(value)}",) if setting and value is not None else ()
         field = ModelEntry.model_fields[name]
@@ -246,13 +247,6 @@ def _list_entry(
             origin,
             becomes,
         )
-
-
-def _find(settings: Mapping[str, Any], key: str) -> Any:
-    value: Any = settings
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return value
 
 
 def _place_model(key: str, deployment: Deployment) -> str:
@@ -273,8 +267,6 @@ def _explain_torchserve(key: str, deployment: Deployment, document: Document | N
     elif key in FIXED_KEYS:
         word = FIXED_KEYS[key]
         origin = word if " " in word else f"{word} of deploy.yaml"
-    elif known.fixed:
-        origin = known.fixed
     else:
         origin = "marwright" if key in properties else "default"
     value = properties.get(key, "" if known.fixed else known.default)

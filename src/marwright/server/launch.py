@@ -15,10 +15,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from marwright.archive.admission import POLICY_NAME
-from marwright.archive.policy import Policy
 from marwright.client import Endpoint
+from marwright.client.endpoint import SUPERVISOR_KEY_NAME
 from marwright.errors import ServerError
 from marwright.server.certificate import Certificate, make_certificate
 from marwright.server.deployment import Deployment, TlsFiles
@@ -31,8 +32,21 @@ from marwright.server.rendering import render_deployment, render_java_options, r
 from marwright.server.wanted import Wanted
 from marwright.storage import translate_os_errors
 
-__all__ = ["clear_run_folder", "count_cores", "find_file", "Launch", "make_run_folder", "STAGING"]
+if TYPE_CHECKING:
+    from marwright.archive.policy import Policy
 
+__all__ = [
+    "clear_run_folder",
+    "count_cores",
+    "find_file",
+    "Launch",
+    "make_run_folder",
+    "RUNNING_NAME",
+    "STAGING",
+]
+
+RUNNING_NAME = "deployment.json"
+"""In the run folder: the deployment that the server was started with, or was last changed to."""
 STAGING = "store"
 """The folder of staged archives, in the run folder."""
 LONGEST_FOLDER = 80
@@ -108,7 +122,7 @@ class Launch:
             text = render_properties(properties)
             (self.run_folder / "config.properties").write_text(text, encoding="utf-8")
             running = json.dumps(self.deployment.model_dump(mode="json"))
-            (self.run_folder / "deployment.json").write_text(running, encoding="utf-8")
+            (self.run_folder / RUNNING_NAME).write_text(running, encoding="utf-8")
         return properties
 
     def make_endpoint(self, properties: Mapping[str, str]) -> Endpoint:
@@ -196,9 +210,9 @@ class Launch:
 
     def _write_key(self) -> Path | None:
         """Write what only those know who may read the run folder; None where no key is asked."""
-        if self.deployment.access.models != "supervisor":
+        if self.deployment.access.models == "token":
             return None
-        path = self.run_folder / "supervisor_key"
+        path = self.run_folder / SUPERVISOR_KEY_NAME
         with translate_os_errors(f"write {path}"):
             path.touch(mode=0o600)
             path.write_text(secrets.token_urlsafe(32), encoding="ascii")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
 import os
 import shutil
 import signal
@@ -20,6 +21,8 @@ from pathlib import Path
 from marwright.errors import ServerDiedError, ServerError
 
 __all__ = ["end_orphans", "hide_environment", "Process", "read_server_pid", "read_start_time"]
+
+_log = logging.getLogger(__name__)
 
 PR_SET_DUMPABLE = 4  # linux/prctl.h
 
@@ -127,10 +130,14 @@ class Process:
     def end(self, *, keep_folder: bool = False) -> None:
         """End the whole process group; remove the run folder unless it is to be kept.
 
-        Safe to call twice, and where the guard is gone.
+        Safe to call twice, and where the guard is gone. A folder that is no run folder is let be.
         """
         self._say(b"end\n" if keep_folder else b"stop\n")
         self._wait_for_guard(self._grace + 10)
+        if not _is_run_folder(self.folder):
+            if self.folder.exists():
+                _log.warning("%s is no server's run folder; it is let be", self.folder.absolute())
+            return
         end_orphans(self.folder)
         if not keep_folder:
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -203,6 +210,12 @@ def _connect(folder: Path) -> socket.socket | None:
         return connection
     connection.close()
     return None
+
+
+def _is_run_folder(folder: Path) -> bool:
+    """Whether a server was started there; it is asked before all of a folder is removed."""
+    marks = ("server_pid", "config.properties")
+    return folder.is_absolute() and any((folder / name).exists() for name in marks)
 
 
 def end_orphans(folder: Path) -> None:

@@ -14,9 +14,9 @@ from marwright.errors import StorageError, UsageError
 __all__ = ["read_properties", "render_properties"]
 
 _HEADER = """\
-# What a default deploy.yaml gives TorchServe (marwright config render): everything on loopback,
-# tokens on, models registered from the store only. A copy in the working folder is taken instead of
-# the built-in one; `marwright serve --config FILE` names another.
+# What deploy.yaml becomes for TorchServe (marwright config render); a default one becomes the
+# repository's config.properties: loopback, tokens, models from the store only. A copy in the
+# working folder is taken where there is no deploy.yaml; marwright serve --config names another.
 """
 
 

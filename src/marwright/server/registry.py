@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 from marwright.client import Endpoint
 from marwright.errors import NoServerError, ServerError, UsageError
@@ -27,7 +27,6 @@ from marwright.storage import lock_file, translate_os_errors
 
 __all__ = [
     "announce",
-    "check_name",
     "Claim",
     "claim",
     "find_endpoint",
@@ -38,6 +37,8 @@ __all__ = [
 ]
 
 _log = logging.getLogger(__name__)
+
+_Found = TypeVar("_Found")
 
 
 def announce_folder() -> Path:
@@ -71,13 +72,6 @@ def announce(name: str, run_folder: Path) -> Iterator[None]:
                 link.unlink()
 
 
-def check_name(name: str) -> None:
-    """Raise UsageError for a name that no file can have, or that a running server has."""
-    check_form(name)
-    if name in list_servers():
-        raise UsageError(f"a server {name} runs already", remedy="choose another --name")
-
-
 def check_form(name: str) -> None:
     """Raise UsageError for a name that no file can have."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
@@ -109,20 +103,22 @@ def find_endpoint(name: str | None = None) -> Endpoint:
         NoServerError: none runs, or none of this name.
         UsageError: several run and none was named.
     """
-    servers = list_servers()
-    if name is not None and name in servers:
-        return servers[name]
-    names = ", ".join(servers) or "none"
-    if name is None and len(servers) == 1:
-        return next(iter(servers.values()))
-    if name is None and servers:
-        raise UsageError(
-            "several servers run here", found=names, remedy="choose one with --server NAME"
-        )
+    return _choose(list_servers(), name, "choose one with --server NAME")
+
+
+def _choose(found: dict[str, _Found], name: str | None, remedy: str) -> _Found:
+    """Return the named one, or the only one; `remedy` is for who must choose among several."""
+    if name is not None and name in found:
+        return found[name]
+    if name is None and len(found) == 1:
+        return next(iter(found.values()))
+    names = ", ".join(found) or "none"
+    if name is None and found:
+        raise UsageError("several servers run here", found=names, remedy=remedy)
     raise NoServerError(
         "no server runs here" if name is None else f"no server {name} runs here",
         found=f"servers: {names}",
-        remedy="choose one with --server NAME" if servers else "start one: marwright serve",
+        remedy=remedy if found else "start one: marwright serve",
     )
 
 
@@ -141,6 +137,8 @@ class Record:
     """The deploy.yaml, resolved; empty where there is none."""
     run_folder: str = ""
     health_url: str = ""
+    key: str = ""
+    """Whoever sends it to the supervisor's endpoints is told all of /status."""
 
     @property
     def is_alive(self) -> bool:
@@ -177,7 +175,8 @@ class Claim:
         """Who had it and was killed, if anybody."""
 
     def write(self, record: Record) -> None:
-        """Say who has it."""
+        """Say who has it, to this user alone."""
+        os.fchmod(self._stream.fileno(), 0o600)
         self._stream.truncate(0)
         self._stream.write(json.dumps(asdict(record)).encode())
 
@@ -211,10 +210,7 @@ def claim(name: str | None = None, *, config: Path | None = None) -> Claim:
 
 
 def list_records() -> dict[str, Record]:
-    """Return the servers by name, with those whose supervisor was killed and whose folder is left.
-
-    The records of others that are gone are removed.
-    """
+    """Return the servers by name, also where a supervisor was killed and its run folder is left."""
     records = {}
     for path in sorted(announce_folder().glob("*.lock")):
         record = _read_record(path)
@@ -227,19 +223,7 @@ def list_records() -> dict[str, Record]:
 
 def find_record(name: str | None = None) -> Record:
     """Return the named server's record, or the only one's; raises what find_endpoint raises."""
-    records = list_records()
-    if name is not None and name in records:
-        return records[name]
-    if name is None and len(records) == 1:
-        return next(iter(records.values()))
-    names = ", ".join(records) or "none"
-    if name is None and records:
-        raise UsageError("several servers run here", found=names, remedy="name one of them")
-    raise NoServerError(
-        "no server runs here" if name is None else f"no server {name} runs here",
-        found=f"servers: {names}",
-        remedy="name another one" if records else "start one: marwright serve",
-    )
+    return _choose(list_records(), name, "name one of them")
 
 
 def _read_record(path: Path) -> Record | None:

@@ -6,7 +6,8 @@ Keys are those of org.pytorch.serve.util.ConfigManager, TorchServe 0.12.0.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from marwright.server.certificate import Certificate
@@ -42,7 +43,7 @@ def render_deployment(
         "allowed_urls": "none",
         "install_py_dep_per_model": "false",
         "enable_envvars_config": "false",
-        "blacklist_env_vars": SECRET_NAMES,
+        "blacklist_env_vars": _hide_all_but(access.environment),
         "default_workers_per_model": "1",
         "job_queue_size": str(limits.queue),
         "max_request_size": str(limits.request_bytes),
@@ -111,6 +112,17 @@ def render_java_options(deployment: Deployment, *, queues: int, key_file: Path |
         *frontend.to_arguments(),
         *deployment.jvm.options,
     ]
+
+
+def _hide_all_but(names: Sequence[str]) -> str:
+    """Return the pattern of variables that no worker sees; names are as the environment has them.
+
+    Java wants the whole name to match (EnvironmentUtils), so the exceptions stand in front.
+    """
+    if not names:
+        return SECRET_NAMES
+    exceptions = "|".join(re.escape(name) for name in names)
+    return f"(?i)(?-i:(?!(?:{exceptions})$))" + SECRET_NAMES.removeprefix("(?i)")
 
 
 def _word(truth: bool) -> str:

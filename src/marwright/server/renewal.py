@@ -17,8 +17,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
@@ -29,7 +28,7 @@ from marwright.client import Client, ModelVersion
 from marwright.client.results import Worker
 from marwright.errors import NotReadyError, ServerError
 
-__all__ = ["can_renew", "find_heavy_workers", "HeavyWorker", "renew"]
+__all__ = ["can_renew", "renew"]
 
 _log = logging.getLogger(__name__)
 
@@ -49,37 +48,6 @@ PIDFD_GETFD = 438  # asm-generic/unistd.h: the same on every architecture we kno
 RECVFROM = {45, 207}
 """recvfrom's number on x86_64 and on arm64."""
 _WORKER = ("model_service_worker.py", "renewal.py")
-
-
-@dataclass(frozen=True)
-class HeavyWorker:
-    """A worker above the limit of its model's version."""
-
-    name: str
-    version: str
-    id: str
-    pid: int
-    resident_bytes: int
-    limit_bytes: int
-
-
-def find_heavy_workers(
-    client: Client, limits: Mapping[tuple[str, str], int]
-) -> tuple[HeavyWorker, ...]:
-    """Return the READY workers above their limit, the one furthest above it first.
-
-    `limits`: bytes by (name, version). The resident set is read from the processes, which must be
-    on this machine: TorchServe's own memoryUsage is a minute old.
-    """
-    found = []
-    for (name, version), limit in limits.items():
-        for worker in client.models.describe(name, version).workers:
-            with contextlib.suppress(psutil.Error):  # it has ended meanwhile
-                resident = psutil.Process(worker.pid).memory_info().rss if worker.pid > 0 else 0
-                if worker.ready and resident > limit:
-                    heavy = HeavyWorker(name, version, worker.id, worker.pid, resident, limit)
-                    found.append(heavy)
-    return tuple(sorted(found, key=lambda w: w.limit_bytes - w.resident_bytes))
 
 
 def renew(

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from marwright.archive.admission import admit
 from marwright.archive.reader import Archive
+from marwright.archive.signature import signature_path
 from marwright.server.wanted import Wanted
 from marwright.storage import translate_os_errors, write_file
 
@@ -59,9 +60,18 @@ class Staging:
                 _rewrite(wanted, fresh)
             else:
                 _link(wanted.path, fresh)
+            self._stage_signature(wanted)
             fresh.replace(target)
             self._write_stamps({**self._read_stamps(), file: stamp})
         return file
+
+    def _stage_signature(self, wanted: Wanted) -> None:
+        """Bring in what `check` needs besides; a rewritten archive has no signature."""
+        target = signature_path(self.folder / wanted.path.name)
+        target.unlink(missing_ok=True)
+        source = signature_path(wanted.path)
+        if not wanted.changes and source.exists():
+            _link(source, target)
 
     @contextlib.contextmanager
     def try_stage(self, wanted: Wanted) -> Iterator[str]:
@@ -71,18 +81,23 @@ class Staging:
             yield file
             return
         stamp = self._read_stamps().get(file)
-        kept = self.folder / f".kept-{file}"
-        with contextlib.suppress(FileNotFoundError):
-            (self.folder / file).replace(kept)
+        target, kept = self.folder / file, self.folder / f".kept-{file}"
+        pairs = ((target, kept), (signature_path(target), signature_path(kept)))
+        for path, aside in pairs:
+            with contextlib.suppress(FileNotFoundError):
+                path.replace(aside)
         try:
             yield self.stage(wanted)
         except BaseException:
             self.unstage(file)
-            if kept.exists():
-                kept.replace(self.folder / file)
+            for path, aside in pairs:
+                with contextlib.suppress(FileNotFoundError):
+                    aside.replace(path)
+            if target.exists():
                 self._write_stamps({**self._read_stamps(), **({file: stamp} if stamp else {})})
             raise
-        kept.unlink(missing_ok=True)
+        for _, aside in pairs:
+            aside.unlink(missing_ok=True)
 
     def check(self, file: str) -> None:
         """Look again at what is staged under a name.
@@ -100,6 +115,7 @@ class Staging:
         with translate_os_errors(f"remove {file}"):
             self._write_stamps(stamps)
             (self.folder / file).unlink(missing_ok=True)
+            signature_path(self.folder / file).unlink(missing_ok=True)
 
     def is_current(self, wanted: Wanted, *, besides: Collection[str] = ()) -> bool:
         """Whether what is staged still is what the store holds, with the wanted settings.

@@ -29,7 +29,7 @@ from marwright.errors import (
     ServerError,
 )
 from marwright.server.deployment import Deployment
-from marwright.server.launch import STAGING, Launch, clear_run_folder, make_run_folder
+from marwright.server.launch import RUNNING_NAME, STAGING, Launch, clear_run_folder, make_run_folder
 from marwright.server.ports import Ports
 from marwright.server.process import Process
 from marwright.server.properties import read_properties
@@ -40,7 +40,7 @@ from marwright.server.wanted import Wanted, list_wanted
 from marwright.server.worker_log import read_failures, read_tail
 from marwright.storage import translate_os_errors
 
-__all__ = ["list_archives", "TorchServe"]
+__all__ = ["TorchServe"]
 
 GRACE_SECONDS = 10.0
 """How long the server may take to stop by itself."""
@@ -200,19 +200,16 @@ class TorchServe:
                 self.stop()
                 raise
 
-    def restart(self, deployment: Deployment | None = None) -> None:
-        """Start again in the same run folder, at the same ports, after ending what runs.
+    def restart(self, deployment: Deployment) -> None:
+        """Start again in the same run folder, with free ports at the same ones, after ending it.
 
         Raises what `start` raises; then nothing runs, and the run folder waits for another try.
         """
         self._end(keep_folder=True)
         ports = None if self._client is None else Ports.from_properties(self._read_properties())
-        if deployment is not None:
-            self._set_up(deployment, run_folder=self.run_folder, partial=self.partial)
-            if deployment.ports != "free":
-                ports = Ports.from_deployment(deployment)
-        else:
-            self._set_up(self.deployment, run_folder=self.run_folder, partial=self.partial)
+        self._set_up(deployment, run_folder=self.run_folder, partial=self.partial)
+        if deployment.ports != "free":
+            ports = Ports.from_deployment(deployment)
         try:
             self._start(ports or Ports.find_free())
         except BaseException:
@@ -224,16 +221,25 @@ class TorchServe:
         """Take over a running server whose supervisor died; it is not interrupted.
 
         Raises:
-            ServerError: it is held by another, or gone.
+            ServerDiedError: it is gone, or was ended here since its run folder cannot be read.
+            ServerError: it is held by another.
         """
         process = Process.adopt(run_folder, grace=GRACE_SECONDS)
         server = cls.__new__(cls)
-        with translate_os_errors(f"read {run_folder}"):
-            text = (run_folder / "deployment.json").read_text(encoding="utf-8")
-        server._set_up(Deployment.model_validate_json(text), run_folder=run_folder, partial=True)
+        try:
+            with translate_os_errors(f"read {run_folder}"):
+                text = (run_folder / RUNNING_NAME).read_text(encoding="utf-8")
+            deployment = Deployment.model_validate_json(text)
+            server._set_up(deployment, run_folder=run_folder, partial=True)
+            server._client = Client(Endpoint.read(run_folder / "endpoint.json"))
+            server._wanted_ports = Ports.from_properties(server._read_properties())
+        except (MarwrightError, ValueError) as exc:
+            process.end()
+            raise ServerDiedError(
+                f"the server in {run_folder} cannot be adopted, and was ended",
+                found="; ".join(str(exc).splitlines()[:3]),
+            ) from exc
         server._process = process
-        server._client = Client(Endpoint.read(run_folder / "endpoint.json"))
-        server._wanted_ports = Ports.from_properties(server._read_properties())
         return server
 
     def stop(self) -> None:
@@ -325,22 +331,18 @@ class TorchServe:
             if not self.partial:  # else the others serve, and the supervisor watches these
                 raise
         self.ready_seconds = time.monotonic() - self._launched
-        if not self.partial and (differences := self.list_differences()):
+        differences = compare_properties(self.log_file, self._read_properties())
+        if not self.partial:  # else those of the models are the supervisor's to mend
+            wanted = [item for item in self.wanted if item.path.name not in self.refused]
+            # `properties` may have told TorchServe to load others too.
+            differences += compare(wanted, read_state(self.client), others=False)
+        if differences:
             raise ServerError(
                 "the server does not run as it was configured",
                 found=differences[0],
                 remedy="this is a mistake of marwright's, or of another version of TorchServe",
                 detail="\n".join(differences),
             )
-
-    def list_differences(self) -> list[str]:
-        """Return where what the server says of itself differs from what was wanted at its start."""
-        wanted = [item for item in self.wanted if item.path.name not in self.refused]
-        return [
-            # `properties` may have told TorchServe to load others too.
-            *compare(wanted, read_state(self.client), others=False),
-            *compare_properties(self.log_file, self._read_properties()),
-        ]
 
     def _register_idle(self) -> None:
         """Register the versions without workers: at its start TorchServe gives each one at least.
@@ -439,11 +441,3 @@ class TorchServe:
             if not self.partial:
                 raise error
             self.failed[failure.model, failure.version] = error
-
-
-def list_archives(store: Path) -> list[str]:
-    """Return the file names of a store's archives, the lowest version of a model first.
-
-    TorchServe makes the first version that it loads the default one.
-    """
-    return [item.path.name for item in list_wanted(Deployment(store=store))]

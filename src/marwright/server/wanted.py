@@ -16,7 +16,7 @@ from marwright.archive.summary import read_settings
 from marwright.errors import ArchiveError, MarwrightError
 from marwright.server.deployment import Deployment, ModelEntry
 
-__all__ = ["list_wanted", "read_wanted", "sort_versions", "Wanted"]
+__all__ = ["find_setting", "list_wanted", "read_wanted", "sort_versions", "Wanted"]
 
 # What TorchServe 0.12 takes where neither archive nor configuration says (ModelManager, Model). Its
 # timeouts are not among them: default_response_timeout and default_startup_timeout are properties.
@@ -85,7 +85,7 @@ def read_wanted(deployment: Deployment, entry: ModelEntry) -> Wanted:
     path = deployment.store / entry.archive
     manifest, own = _read_archive(path, _read_stamp(path))
     given = entry.to_settings()
-    changes = {key: value for key, value in given.items() if _find(own, key) != value}
+    changes = {key: value for key, value in given.items() if find_setting(own, key) != value}
     flat = {key: value for key, value in given.items() if "." not in key}
     settings = {**_DEFAULTS, **_clean(own), **flat}
     settings["maxWorkers"] = max(settings["minWorkers"], settings["maxWorkers"])
@@ -138,7 +138,8 @@ def _mark_defaults(wanted: list[Wanted]) -> list[Wanted]:
     return sorted(marked, key=lambda item: (names.index(item.name), not item.default))
 
 
-def _find(settings: Mapping[str, Any], key: str) -> Any:
+def find_setting(settings: Mapping[str, Any], key: str) -> Any:
+    """Return a setting by its dotted key; None where there is none."""
     value: Any = settings
     for part in key.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None

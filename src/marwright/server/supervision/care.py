@@ -11,15 +11,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from marwright.client import Client
+from marwright.client import Client, ModelVersion
 from marwright.errors import ClientError, MarwrightError
-from marwright.server.change import RUNNING_NAME
 from marwright.server.deployment import Deployment
+from marwright.server.launch import RUNNING_NAME
 from marwright.server.plan import Step, carry_out, make_plan
-from marwright.server.probe import Probe
 from marwright.server.registration import start_version
 from marwright.server.state import State, compare, read_state
-from marwright.server.status import VersionStatus, describe_versions
+from marwright.server.supervision.probe import Probe
+from marwright.server.supervision.status import VersionStatus, describe_versions
 from marwright.server.torchserve import TorchServe
 from marwright.server.wanted import Wanted, list_wanted
 from marwright.server.worker_log import read_failures
@@ -59,6 +59,7 @@ class Care:
         self._offset = server.log_offset
         self._looked = 0.0
         self._stamp = 0
+        self._obstacle = ""
         self._failures: dict[Key, MarwrightError] = dict(server.failed)
         self._said: set[Key] = set(self._failures)
         for key, error in [*server.failed.items(), *server.refused.items()]:
@@ -110,17 +111,28 @@ class Care:
             _log.info("the models are as the configuration says")
 
     def follow(self, deployment: Deployment) -> Deployment:
-        """Return the deployment with the models that `marwright apply` has set meanwhile."""
+        """Return the deployment with what `marwright apply` has set meanwhile.
+
+        What cannot be read is tried again at the next look.
+        """
         path = self._server.run_folder / RUNNING_NAME
         stamp = path.stat().st_mtime_ns
-        before, self._stamp = self._stamp, stamp
-        if before in {0, stamp}:
+        self._stamp = self._stamp or stamp
+        if stamp == self._stamp:
             return deployment
-        models = Deployment.model_validate_json(path.read_text(encoding="utf-8")).models
-        deployment = deployment.model_copy(update={"models": models})
-        self._server.wanted = list_wanted(deployment)
+        try:
+            running = Deployment.model_validate_json(path.read_text(encoding="utf-8"))
+            part = {"models": running.models, "supervision": running.supervision}
+            fresh = deployment.model_copy(update=part)
+            self._server.wanted = list_wanted(fresh)
+        except (MarwrightError, OSError, ValueError) as exc:
+            if str(exc) != self._obstacle:
+                _log.warning("what marwright apply has set cannot be taken yet: %s", exc)
+            self._obstacle = str(exc)
+            return deployment
+        self._stamp, self._obstacle = stamp, ""
         _log.info("the models are those that marwright apply has set")
-        return deployment
+        return fresh
 
     def restore(self, before: State) -> None:
         """Give a server that was started again the versions, workers and defaults it had before.
@@ -128,25 +140,31 @@ class Care:
         What the configuration says it has by now; this is for what was changed by hand since.
         """
         now = read_state(self._client)
-        for key, version in before.versions.items():
-            file = Path(version.archive).name
-            staging = self._server.staging
-            if key not in now.versions and (staging.folder / file).exists():
-                staging.check(file)  # it may have been altered since it was registered
-                start_version(self._client, file, key, version.min_workers)
-                _log.info("registered again: %s %s", *key)
-            elif key in now.versions and now.versions[key].min_workers != version.min_workers:
-                most = version.max_workers if version.min_workers else 0
-                self._client.models.scale(
-                    key[0], version.min_workers, version=key[1], max_workers=most
-                )
-                _log.info("scaled again: %s %s to %d", *key, version.min_workers)
+        for version in before.versions.values():
+            try:
+                self._restore_version(version, now)
+            except MarwrightError as exc:
+                text = f"{version.name} {version.version} is not as it was before: {exc}"
+                _log.error("%s", text, extra={"detail": exc.detail})
         now = read_state(self._client)
         for name, default in before.defaults.items():
             if name in now.defaults and now.defaults[name] != default:
                 with contextlib.suppress(ClientError):  # that one could not be loaded
                     self._client.models.set_default(name, default)
                     _log.info("made the default again: %s %s", name, default)
+
+    def _restore_version(self, before: ModelVersion, now: State) -> None:
+        key = before.name, before.version
+        file, workers = Path(before.archive).name, before.min_workers
+        staging = self._server.staging
+        if key not in now.versions and (staging.folder / file).exists():
+            staging.check(file)  # it may have been altered since it was registered
+            start_version(self._client, file, key, workers)
+            _log.info("registered again: %s %s", *key)
+        elif key in now.versions and now.versions[key].min_workers != workers:
+            most = before.max_workers if workers else 0
+            self._client.models.scale(key[0], workers, version=key[1], max_workers=most)
+            _log.info("scaled again: %s %s to %d", *key, workers)
 
     def _read_failures(self, ready: list[Wanted], lacking: list[Wanted]) -> None:
         """Find why workers die, in the log; say each version's reason once."""

@@ -7,8 +7,8 @@ from typing import Any, cast
 import pytest
 
 from marwright.errors import ServerDiedError
-from marwright.server.attempts import Attempts
 from marwright.server.deployment import SupervisionSettings
+from marwright.server.supervision.attempts import Attempts
 
 
 def test_pauses_double_up_to_the_longest_and_then_there_are_no_more() -> None:

@@ -20,27 +20,23 @@ from pathlib import Path
 from typing import Any
 
 from marwright.client import Client
-from marwright.errors import (
-    ClientError,
-    JavaError,
-    MarwrightError,
-    ServerError,
-)
-from marwright.server.attempts import Attempts
-from marwright.server.boot import adopt, boot
-from marwright.server.care import Care
-from marwright.server.deployment import Deployment
-from marwright.server.health import open_health
-from marwright.server.jobs import Jobs
-from marwright.server.journal import LOG_NAME, keep_journal
-from marwright.server.notify import notify_systemd
-from marwright.server.probe import Probe
+from marwright.errors import ClientError, JavaError, MarwrightError, ServerError
+from marwright.server.deployment import Deployment, LoggingSettings
 from marwright.server.process import read_server_pid
 from marwright.server.registry import announce
-from marwright.server.signals import ignore_signals, take_signals
 from marwright.server.state import State, read_state
-from marwright.server.status import RestartStatus, Status, list_restart_reasons
-from marwright.server.tenure import Tenure
+from marwright.server.supervision.attempts import Attempts
+from marwright.server.supervision.boot import adopt, boot, warn_of_certificate, warn_of_root
+from marwright.server.supervision.care import Care
+from marwright.server.supervision.health import open_health
+from marwright.server.supervision.jobs import Jobs
+from marwright.server.supervision.journal import LOG_NAME, keep_journal
+from marwright.server.supervision.notify import notify_systemd
+from marwright.server.supervision.probe import Probe
+from marwright.server.supervision.signals import ignore_signals, take_signals
+from marwright.server.supervision.source import Source
+from marwright.server.supervision.status import RestartStatus, Status, list_restart_reasons
+from marwright.server.supervision.tenure import Tenure
 from marwright.server.torchserve import TorchServe
 
 __all__ = ["Supervisor"]
@@ -51,6 +47,8 @@ ANSWER_SECONDS = 10.0
 """How long the management API may take to answer the supervisor."""
 MISSES = 3
 """Checks without an answer after which the server hangs."""
+SERVING = "READY=1\nSTATUS=serving"
+"""What systemd is told; a status stands until another one takes its place."""
 BUSY_SHARE = 4
 """The pause between two checks is at least so many times what one takes."""
 
@@ -74,7 +72,7 @@ class Supervisor:
     ) -> None:
         self.deployment = deployment
         self.path = path.resolve() if path else None
-        self._reread = reread
+        self._source = Source(deployment, reread)
         self._tell = tell
         self._serving = serving
         self._server: TorchServe | None = None
@@ -85,6 +83,7 @@ class Supervisor:
         self._patience = deployment.supervision.start_timeout + 60
         self._attempts = Attempts()
         self._jobs = Jobs()
+        self._connection = contextlib.ExitStack()
         self._seen: State | None = None
         self._misses = 0
 
@@ -98,19 +97,19 @@ class Supervisor:
             MarwrightError: whatever else keeps the server from being started.
         """
         with keep_journal(self._tell) as self._journal, contextlib.ExitStack() as stack:
+            stack.enter_context(take_signals(self._wishes))  # until all is cleared away
             if self.deployment.logging.folder:
-                self._open_journal(self.deployment.logging.folder)
+                self._open_journal(self.deployment.logging.folder, self.deployment.logging)
             self._tenure = stack.enter_context(Tenure(self.deployment, self.path, self._since))
             self._update(name=self._tenure.name)
             self._probe = Probe()
             stack.callback(self._probe.close)
-            last = self._tenure.find_health_port()
-            health = open_health(self.read_status, self.deployment.ports, last=last)
+            last, key = self._tenure.find_health_port(), self._tenure.key
+            health = open_health(self.read_status, self.deployment.ports, last=last, key=key)
             self._health = stack.enter_context(health)
             self._update(health_url=health.url)
             stack.callback(self._jobs.close)
             stack.callback(self._stop)
-            stack.enter_context(take_signals(self._wishes))
             try:
                 self._begin(stack)
                 while True:
@@ -130,19 +129,15 @@ class Supervisor:
 
     def _begin(self, stack: contextlib.ExitStack) -> None:
         """Adopt the server, or start one, and let others find it."""
-        if os.geteuid() == 0:
-            _log.warning(
-                "running as root: whatever an archive's handler does, it does as root;"
-                " run it as a user of its own"
-            )
+        warn_of_root()
         self._server = server = TorchServe.deploy(self.deployment, partial=True)
         adopted = adopt(self._tenure.list_left(), self.deployment)
         if adopted is None:
-            self._arm(server)
+            self._arm(server, self.deployment)
             boot(server)
         else:
             self._server = server = adopted
-            self._arm(server)
+            self._arm(server, self.deployment)
             endpoint = dataclasses.replace(server.endpoint, health_url=self._health.url)
             endpoint.write(server.run_folder / "endpoint.json")
         self._update(name=self._tenure.settle(server, self._health.url))
@@ -154,20 +149,23 @@ class Supervisor:
         self._check()
         if self._serving:
             self._serving(server, self._tenure.name, adopted is not None)
-        notify_systemd("READY=1")
+        notify_systemd(SERVING)
 
-    def _arm(self, server: TorchServe) -> None:
+    def _arm(self, server: TorchServe, deployment: Deployment) -> None:
         """Say what a start needs to know of its supervisor, where it can be found again."""
-        known = self.path or self.deployment.name or self.deployment.ports != "free"
-        server.linger = self.deployment.supervision.linger_seconds if known else 0.0
+        known = self.path or self._source.is_findable
+        server.linger = deployment.supervision.linger_seconds if known else 0.0
         server.health_url = self._health.url
 
     def _connect(self) -> None:
         """Begin to watch a server that was started just now."""
         server = self._server
         assert server is not None  # whoever calls has started it
-        self._open_journal(server.log_file.parent)
-        self._client = Client(server.endpoint, timeout=ANSWER_SECONDS)
+        self._open_journal(server.log_file.parent, server.deployment.logging)
+        warn_of_certificate(server.deployment)
+        self._connection.close()
+        client = Client(server.endpoint, timeout=ANSWER_SECONDS)
+        self._client = self._connection.enter_context(client)
         self._care = Care(self._client, server)
         self._probe.forget()
         self._misses = 0
@@ -180,19 +178,19 @@ class Supervisor:
             problems=(),
         )
 
-    def _open_journal(self, folder: Path) -> None:
-        settings = self.deployment.logging
+    def _open_journal(self, folder: Path, settings: LoggingSettings) -> None:
         self._journal.open(
             folder.resolve() / LOG_NAME, file_bytes=settings.file_bytes, files=settings.files
         )
 
     def _stop(self) -> None:
         """End the server in order, whatever else is sent meanwhile."""
-        self._update(phase="stopping")
-        notify_systemd("STOPPING=1")
         with ignore_signals():
+            self._update(phase="stopping")
+            notify_systemd("STOPPING=1")
             if self._server is not None:
                 self._server.stop()
+            self._connection.close()
 
     def _check(self) -> float:
         """Look at everything once; return the seconds until the next look."""
@@ -270,8 +268,9 @@ class Supervisor:
         assert server is not None  # it was begun with
         before = self._seen if deployment is None else None
         self._update(phase="restarting", restarts=self._status.restarts + (deployment is None))
-        self._arm(server)
-        server.restart(deployment or self.deployment)
+        wanted = deployment or self.deployment
+        self._arm(server, wanted)
+        server.restart(wanted)
         self._connect()
         if before is not None:
             self._jobs.start(functools.partial(self._care.restore, before))
@@ -287,25 +286,13 @@ class Supervisor:
             self._reload()
         else:
             self._restart_as_asked()
-        notify_systemd("READY=1")
-
-    def _read_again(self) -> Deployment:
-        """Return the configuration as it is now.
-
-        Raises:
-            MarwrightError: it cannot be used, which is logged.
-        """
-        try:
-            return self._reread() if self._reread else self.deployment
-        except MarwrightError as exc:
-            _log.error("the configuration is not taken: %s", exc, extra={"detail": exc.detail})
-            raise
+        notify_systemd(SERVING)
 
     def _reload(self) -> None:
         """Take the configuration as it is now, as far as the running server can."""
         assert self._server is not None  # it was begun with
         try:
-            fresh = self._read_again()
+            fresh = self._source.read(self.deployment)
         except MarwrightError:
             return
         reasons = list_restart_reasons(self._server.deployment, fresh)
@@ -323,7 +310,7 @@ class Supervisor:
         number = self._status.restart.count + 1
         self._update(restart=RestartStatus(number, "running"))
         try:
-            fresh = self._read_again()
+            fresh = self._source.read(self.deployment)
         except MarwrightError as exc:
             self._update(restart=RestartStatus(number, "failed", problem=_join(exc)))
             return

@@ -36,7 +36,7 @@ def take_signals(wishes: queue.SimpleQueue[str]) -> Iterator[None]:
 @contextlib.contextmanager
 def ignore_signals() -> Iterator[None]:
     """Let nothing interrupt the block but SIGKILL."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
     with _handlers(dict.fromkeys(numbers, signal.SIG_IGN)):
         yield
 

@@ -14,7 +14,7 @@ from marwright.client import Client
 from marwright.client.results import Answer
 from marwright.errors import InputRejectedError, OverloadedError
 from marwright.server.deployment import Deployment, ModelEntry
-from marwright.server.probe import Probe, read_sample
+from marwright.server.supervision.probe import Probe, read_sample
 from marwright.server.wanted import Wanted, read_wanted
 
 
@@ -94,7 +94,7 @@ def test_a_busy_server_has_not_answered_wrongly(probe: Probe, wanted: Wanted) ->
 def test_an_archive_without_samples_needs_no_answer(
     probe: Probe, wanted: Wanted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("marwright.server.probe.read_sample", lambda path: None)
+    monkeypatch.setattr("marwright.server.supervision.probe.read_sample", lambda path: None)
     probe.ask(cast(Client, Model(None)), wanted.path.parent, [wanted])
     assert probe.read(wanted.key) == ""
 

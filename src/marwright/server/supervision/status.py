@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from marwright.errors import MarwrightError
-from marwright.server.deployment import Deployment
-from marwright.server.probe import Probe
+from marwright.server.deployment import LIVE_KEYS, Deployment
 from marwright.server.state import State
+from marwright.server.supervision.probe import Probe
 from marwright.server.wanted import Wanted
 
 __all__ = [
     "describe_versions",
     "list_restart_reasons",
+    "list_start_reasons",
     "RestartStatus",
     "Status",
     "UNANSWERED",
@@ -61,7 +62,7 @@ class RestartStatus:
 
 @dataclass(frozen=True)
 class Status:
-    """One server at one moment; nothing in it is secret."""
+    """One server at one moment; no token is in it."""
 
     name: str = ""
     phase: Phase = "starting"
@@ -103,6 +104,11 @@ class Status:
     def to_json(self) -> dict[str, Any]:
         """Return it as `marwright status --json` prints it."""
         return {**asdict(self), "live": not self.not_live, "ready": not self.not_ready}
+
+    def to_public_json(self) -> dict[str, Any]:
+        """Return what any process of this machine may know: no tracebacks, no paths of ours."""
+        models = tuple(replace(model, detail="") for model in self.models)
+        return replace(self, config="", log="", models=models).to_json()
 
 
 def describe_versions(
@@ -157,11 +163,25 @@ def describe_versions(
 def list_restart_reasons(running: Deployment, wanted: Deployment) -> list[str]:
     """Return the keys of deploy.yaml of which a change takes a restart of the server.
 
-    Models are changed while it runs; supervision is the supervisor's alone.
+    Models are changed while it runs; supervision and where the health endpoints are is the
+    supervisor's alone.
     """
-    before, after = running.model_dump(mode="json"), wanted.model_dump(mode="json")
+    before, after = _dump_server(running), _dump_server(wanted)
+    return [key for key, value in after.items() if before[key] != value]
+
+
+def list_start_reasons(begun: Deployment, wanted: Deployment) -> list[str]:
+    """Return the keys of deploy.yaml of which a change takes another supervisor."""
+    before, after = (None if one.ports == "free" else one.ports.health for one in (begun, wanted))
     return [
-        key
-        for key, value in after.items()
-        if key not in {"models", "supervision", "name"} and before[key] != value
+        *(["name"] if begun.name != wanted.name else []),
+        *(["ports.health"] if before != after else []),
     ]
+
+
+def _dump_server(deployment: Deployment) -> dict[str, Any]:
+    """Return what a server is started with."""
+    dump = deployment.model_dump(mode="json", exclude=set(LIVE_KEYS))
+    if isinstance(dump["ports"], dict):
+        del dump["ports"]["health"]
+    return dump

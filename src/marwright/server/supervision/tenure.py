@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +22,7 @@ class Tenure:
     """The claims of one supervisor; use it in a `with` block.
 
     `name` is the server's: the deployment's own, or its inference port; "" while that is free and
-    not chosen yet.
+    not chosen yet. `key` is what other commands of this user tell the supervisor's endpoints.
 
     Raises:
         ServerError: another supervisor has the configuration or the name.
@@ -32,6 +33,7 @@ class Tenure:
         self.name = deployment.name or ("" if ports == "free" else str(ports.inference))
         self._path = path
         self._since = since
+        self.key = secrets.token_urlsafe(24)
         self._claims: list[Claim] = []
 
     def __enter__(self) -> Tenure:
@@ -84,6 +86,7 @@ class Tenure:
             config=str(self._path or ""),
             run_folder=run_folder,
             health_url=health_url,
+            key=self.key,
         )
         for one in self._claims:
             one.write(record)

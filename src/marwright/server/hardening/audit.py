@@ -13,15 +13,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from marwright.archive.checks.findings import Severity
-from marwright.server.effective import Effective
-from marwright.server.exposure import (
+from marwright.server.hardening.effective import Effective
+from marwright.server.hardening.exposure import (
     check_addresses,
     check_rights,
     check_sources,
     check_variables,
 )
+from marwright.server.hardening.weaknesses import Finding, find
 from marwright.server.keys import KEYS, suggest_key
-from marwright.server.weaknesses import Finding, find
 
 __all__ = ["audit", "Finding", "harden", "Severity"]
 

@@ -1,11 +1,13 @@
 """The supervisor's own HTTP endpoints: /live, /ready, /started and /status, on loopback.
 
-They answer at once, from what the supervisor last saw, need no token and tell no secret. The bodies
-are those of draft-inadarei-api-health-check-06: {"status": "pass" or "fail", "output": why}.
+They answer at once, from what the supervisor last saw, and need no token. /status tells paths and
+workers' tracebacks only to who sends the key of the supervisor's record (registry.py). The others'
+bodies are those of draft-inadarei-api-health-check-06: {"status": "pass" or "fail", "output": why}.
 """
 
 from __future__ import annotations
 
+import hmac
 import json
 import logging
 import threading
@@ -17,12 +19,13 @@ from typing import Any, Literal
 from marwright.errors import PortTakenError
 from marwright.server.deployment import PortSettings
 from marwright.server.ports import HOST
-from marwright.server.status import Status
+from marwright.server.supervision.status import Status
 
-__all__ = ["Health", "open_health"]
+__all__ = ["Health", "KEY_HEADER", "open_health"]
 
 _log = logging.getLogger(__name__)
 
+KEY_HEADER = "X-Marwright-Key"
 MEDIA_TYPE = "application/health+json"
 REQUEST_SECONDS = 5.0
 """How long a connection may be silent."""
@@ -31,10 +34,11 @@ REQUEST_SECONDS = 5.0
 class Health:
     """Serves what `read` returns, from a thread of its own; use it in a `with` block.
 
-    `port` 0 is a free one; `url` says which.
+    `port` 0 is a free one; `url` says which. Who sends `key` is told all of /status; nobody where
+    it is "".
     """
 
-    def __init__(self, read: Callable[[], Status], *, port: int) -> None:
+    def __init__(self, read: Callable[[], Status], *, port: int, key: str = "") -> None:
         try:
             self._server = _Server((HOST, port), _Handler)
         except OSError as exc:
@@ -43,6 +47,7 @@ class Health:
                 remedy="stop what listens there, or choose another: ports.health in deploy.yaml",
             ) from exc
         self._server.read = read
+        self._server.key = key.encode()
         self.url = f"http://{HOST}:{self._server.server_address[1]}"
         self._thread = threading.Thread(
             target=self._server.serve_forever, name="health", daemon=True
@@ -65,6 +70,7 @@ class Health:
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     read: Callable[[], Status]
+    key: bytes
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -83,17 +89,22 @@ class _Handler(BaseHTTPRequestHandler):
         status = self.server.read()
         path = self.path.partition("?")[0].rstrip("/")
         if path == "/status":
-            self._send(200, "application/json", status.to_json(), with_body)
+            body: dict[str, Any] = status.to_json() if self._has_key() else status.to_public_json()
+            self._send(200, "application/json", body, with_body)
             return
         reasons = _list_reasons(status, path)
         if reasons is None:
-            body: dict[str, Any] = {"error": "no such path", "paths": sorted(_REASONS)}
+            body = {"error": "no such path", "paths": sorted(_REASONS)}
             self._send(404, "application/json", body, with_body)
         elif reasons:
             body = {"status": "fail", "output": "; ".join(reasons), "notes": reasons}
             self._send(503, MEDIA_TYPE, body, with_body)
         else:
             self._send(200, MEDIA_TYPE, {"status": "pass"}, with_body)
+
+    def _has_key(self) -> bool:
+        sent = self.headers.get(KEY_HEADER, "").encode("utf-8", "replace")
+        return bool(self.server.key) and hmac.compare_digest(sent, self.server.key)
 
     def _send(self, code: int, kind: str, body: dict[str, Any], with_body: bool) -> None:
         content = json.dumps(body).encode()
@@ -128,7 +139,11 @@ _REASONS: dict[str, Callable[[Status], list[str]]] = {
 
 
 def open_health(
-    read: Callable[[], Status], ports: PortSettings | Literal["free"], *, last: int = 0
+    read: Callable[[], Status],
+    ports: PortSettings | Literal["free"],
+    *,
+    last: int = 0,
+    key: str = "",
 ) -> Health:
     """Return the endpoints at the configured port; at `last`, if they may be anywhere.
 
@@ -138,11 +153,11 @@ def open_health(
         PortTakenError: somebody else listens at the chosen port.
     """
     try:
-        return Health(read, port=last if ports == "free" else ports.health)
+        return Health(read, port=last if ports == "free" else ports.health, key=key)
     except PortTakenError:
         if ports != "free" and "health" in ports.model_fields_set:
             raise
-    health = Health(read, port=0)
+    health = Health(read, port=0, key=key)
     if ports != "free":
         _log.warning("port %d is taken; the health endpoints are at %s", ports.health, health.url)
     return health

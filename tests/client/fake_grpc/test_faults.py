@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import inspect
 import socket
 import time
 import zipfile
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
-import grpc
 import pytest
 
 from marwright.client import Endpoint
 from marwright.client.grpc_async_client import AsyncGrpcClient
-from marwright.client.grpc_calls import Attempt
 from marwright.client.grpc_client import GrpcClient
 from marwright.client.grpc_errors import raise_problem, translate_status
 from marwright.client.grpc_protocol import read_protocol
@@ -37,7 +33,7 @@ from marwright.errors import (
     UsageError,
     WorkerLostError,
 )
-from marwright.server.certificate import Certificate, make_certificate
+from marwright.server.certificate import make_certificate
 
 NAME = "org.pytorch.serve.http.InternalServerException"
 FULL = (
@@ -46,100 +42,11 @@ FULL = (
 )
 LOST = ("INTERNAL", f"Worker died.\n{NAME}")
 AWAY = ("UNAVAILABLE", "Connection reset by peer")
-QUICK = Retries(tries=3, first=0.001, longest=0.001, after_loss=1)
-
-
-class Fake(grpc.GenericRpcHandler):
-    """A gRPC server that answers as a test scripts it, the last answer again and again."""
-
-    def __init__(self, files: Certificate | None = None) -> None:
-        self.replies: list[tuple[str, str] | bytes] = [b"ok"]
-        self.asked: list[str] = []
-        self.token = ""
-        """The only one that it takes, if there is one."""
-        self._server = grpc.server(ThreadPoolExecutor(2), handlers=[self])
-        if files is None:
-            port = self._server.add_insecure_port("127.0.0.1:0")
-        else:
-            pair = files.key.read_bytes(), files.certificate.read_bytes()
-            credentials = grpc.ssl_server_credentials([pair])
-            port = self._server.add_secure_port("127.0.0.1:0", credentials)
-        self.address = f"127.0.0.1:{port}"
-        self._server.start()
-
-    def service(self, details: Any) -> grpc.RpcMethodHandler[Any, Any]:
-        name = details.method.rpartition("/")[2]
-        method = read_protocol().find(name)
-        token = dict(details.invocation_metadata).get("authorization", "")
-
-        def answer(request: Any, context: grpc.ServicerContext) -> Any:
-            self.asked.append(name)
-            if self.token and token != f"Bearer {self.token}":
-                context.abort(grpc.StatusCode.PERMISSION_DENIED, "Token Authorization failed. No")
-            reply = self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
-            if isinstance(reply, tuple):
-                context.abort(grpc.StatusCode[reply[0]], reply[1])
-            if method.purpose == "inference":
-                return method.response(prediction=reply)
-            return method.response(msg=reply.decode())
-
-        def answer_in_parts(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
-            yield answer(request, context)
-            while len(self.replies) > 1:
-                yield answer(request, context)
-
-        coders = (method.request.FromString, method.response.SerializeToString)
-        if method.streams_responses:
-            return grpc.unary_stream_rpc_method_handler(answer_in_parts, *coders)
-        return grpc.unary_unary_rpc_method_handler(answer, *coders)
-
-    def close(self) -> None:
-        self._server.stop(None).wait()
-
-
-@pytest.fixture
-def fake() -> Iterator[Fake]:
-    fake = Fake()
-    yield fake
-    fake.close()
-
-
-@pytest.fixture
-def endpoint(fake: Fake) -> Endpoint:
-    return Endpoint("", "", grpc_inference=fake.address, grpc_management=fake.address)
-
-
-@pytest.fixture(params=[GrpcClient, AsyncGrpcClient])
-def ask(request: pytest.FixtureRequest, endpoint: Endpoint) -> Callable[..., Any]:
-    """Return a function that makes a client, calls a method of it, and closes it."""
-
-    def run(method: str, *arguments: Any, point: Endpoint = endpoint, **options: Any) -> Any:
-        limits = {key: options.pop(key) for key in ("jar", "retries") if key in options}
-        client = request.param(point, **{"retries": QUICK, **limits})
-        owner = client.models if method.startswith("models.") else client
-        call = getattr(owner, method.removeprefix("models."))
-
-        async def wait() -> Any:
-            result = call(*arguments, **options)
-            try:
-                if inspect.isasyncgen(result):
-                    return [item async for item in result]
-                return await result
-            finally:
-                await client.close()
-
-        if request.param is AsyncGrpcClient:
-            return asyncio.run(wait())
-        with client:
-            result = call(*arguments, **options)
-            return list(result) if inspect.isgenerator(result) else result
-
-    return run
 
 
 @pytest.mark.parametrize(("trouble", "tries"), [(FULL, 3), (AWAY, 3), (LOST, 2)])
 def test_a_prediction_is_sent_again_so_often(
-    ask: Callable[..., Any], fake: Fake, trouble: tuple[str, str], tries: int
+    ask: Callable[..., Any], fake: Any, trouble: tuple[str, str], tries: int
 ) -> None:
     fake.replies = [*[trouble] * (tries - 1), b"done"]
     assert ask("predict", "cnn", b"1").body == b"done"
@@ -149,7 +56,7 @@ def test_a_prediction_is_sent_again_so_often(
     assert len(fake.asked) == 2 * tries
 
 
-def test_a_change_is_sent_once(ask: Callable[..., Any], fake: Fake) -> None:
+def test_a_change_is_sent_once(ask: Callable[..., Any], fake: Any) -> None:
     fake.replies = [AWAY]
     for method, arguments in (("register", ["a.mar"]), ("unregister", ["cnn", "1.0"])):
         with pytest.raises(ConnectionFailedError):
@@ -157,13 +64,13 @@ def test_a_change_is_sent_once(ask: Callable[..., Any], fake: Fake) -> None:
     assert fake.asked == ["RegisterModel", "UnregisterModel"]
 
 
-def test_a_handlers_503_is_sent_again(ask: Callable[..., Any], fake: Fake) -> None:
+def test_a_handlers_503_is_sent_again(ask: Callable[..., Any], fake: Any) -> None:
     fake.replies = [b'{"title":"Busy","status":503,"detail":"later"}', b"done"]
     assert ask("predict", "cnn", b"1").body == b"done"
 
 
 def test_a_stream_is_sent_again_only_before_its_first_part(
-    ask: Callable[..., Any], fake: Fake
+    ask: Callable[..., Any], fake: Any
 ) -> None:
     fake.replies = [FULL, b"one", b"two", b"end"]
     assert [answer.body for answer in ask("predict_stream", "cnn", b"1")] == [b"one", b"two"]
@@ -174,7 +81,7 @@ def test_a_stream_is_sent_again_only_before_its_first_part(
     assert len(fake.asked) == 2
 
 
-def test_the_deadline_covers_all_tries(ask: Callable[..., Any], fake: Fake) -> None:
+def test_the_deadline_covers_all_tries(ask: Callable[..., Any], fake: Any) -> None:
     fake.replies = [FULL]
     patient = Retries(tries=1000, first=0.05, longest=0.05)
     started = time.monotonic()
@@ -206,53 +113,41 @@ def test_a_model_without_sequences_is_told(code: str, text: str) -> None:
         assert isinstance(other, ConnectionFailedError)
 
 
+async def pause_between(inputs: list[bytes]) -> AsyncIterator[bytes]:
+    """Yield inputs so late that the client knows before the second what became of the first."""
+    for data in inputs:
+        yield data
+        await asyncio.sleep(0.3)
+
+
+@pytest.mark.parametrize(
+    ("end", "kind", "text"),
+    [
+        (("INTERNAL", "Worker died."), WorkerLostError, "Worker died"),
+        (None, ClientError, "sequence of cnn ended before"),
+    ],
+)
+def test_a_sequence_that_the_server_ends_says_why(
+    endpoint: Endpoint, fake: Any, end: Any, kind: type[ClientError], text: str
+) -> None:
+    """Nothing can be written any more, which must not hide the status."""
+    fake.replies = [b"one", end]
+
+    async def ask() -> None:
+        async with AsyncGrpcClient(endpoint) as client:
+            async for _ in client.predict_sequence("cnn", pause_between([b"1", b"2"])):
+                pass
+
+    with pytest.raises(kind, match=text):
+        asyncio.run(ask())
+    fake.replies = [b"one", end]
+    with GrpcClient(endpoint) as client, pytest.raises(kind, match=text):
+        list(client.predict_sequence("cnn", [b"1", b"2"]))
+
+
 def test_no_time_is_a_timeout(ask: Callable[..., Any]) -> None:
     with pytest.raises(RequestTimeoutError):
         ask("predict", "cnn", b"1", timeout=0.0)
-
-
-def test_an_expired_token_is_renewed_over_rest(
-    ask: Callable[..., Any],
-    fake: Fake,
-    endpoint: Endpoint,
-    service: Any,
-    reply: Any,
-    write_keys: Callable[..., Path],
-) -> None:
-    keys = write_keys(inference="old", API="api")
-    fake.token = "new"
-    service.answer(reply(act=lambda: write_keys(inference="new", API="api")))
-    point = dataclasses.replace(endpoint, key_file=keys, management_url=service.url)
-    assert ask("predict", "cnn", b"1", point=point).body == b"ok"
-    assert service.lines == ["GET /token?type=inference"]
-    assert service.asked[0].headers["Authorization"] == "Bearer api"
-
-
-def test_a_token_is_renewed_once(
-    ask: Callable[..., Any],
-    fake: Fake,
-    endpoint: Endpoint,
-    service: Any,
-    write_keys: Callable[..., Path],
-) -> None:
-    fake.token = "new"
-    service.answer({})
-    point = dataclasses.replace(
-        endpoint, key_file=write_keys(inference="old", API="api"), management_url=service.url
-    )
-    with pytest.raises(TokenRejectedError):
-        ask("predict", "cnn", b"1", point=point)
-    assert len(service.asked) == 1
-
-
-def test_no_token_is_shown(endpoint: Endpoint, write_keys: Callable[..., Path]) -> None:
-    keys = write_keys(inference="topsecret")
-    client = GrpcClient(dataclasses.replace(endpoint, key_file=keys))
-    attempt = client._caller.open_sequence(None)
-    assert isinstance(attempt, Attempt)
-    assert "topsecret" in str(attempt.metadata)
-    assert "topsecret" not in repr(attempt) + repr(vars(client._caller))
-    client.close()
 
 
 def test_nobody_at_the_address_is_told(ask: Callable[..., Any], endpoint: Endpoint) -> None:
@@ -363,18 +258,15 @@ def test_the_protocol_is_compiled_once() -> None:
 
 
 def test_tls_is_spoken_where_there_is_a_certificate(
-    ask: Callable[..., Any], endpoint: Endpoint, tmp_path: Path
+    ask: Callable[..., Any], endpoint: Endpoint, make_fake: Callable[..., Any], tmp_path: Path
 ) -> None:
     files = make_certificate(tmp_path)
-    fake = Fake(files)
-    try:
-        point = dataclasses.replace(
-            endpoint, grpc_inference=fake.address, certificate=files.certificate
-        )
-        assert ask("predict", "cnn", b"1", point=point).body == b"ok"
-        for stranger in (endpoint, Endpoint("https://h", "")):
-            distrustful = dataclasses.replace(stranger, grpc_inference=fake.address)
-            with pytest.raises(ConnectionFailedError):
-                ask("predict", "cnn", b"1", point=distrustful)
-    finally:
-        fake.close()
+    fake = make_fake(files)
+    point = dataclasses.replace(
+        endpoint, grpc_inference=fake.address, certificate=files.certificate
+    )
+    assert ask("predict", "cnn", b"1", point=point).body == b"ok"
+    for stranger in (endpoint, Endpoint("https://h", "")):
+        distrustful = dataclasses.replace(stranger, grpc_inference=fake.address)
+        with pytest.raises(ConnectionFailedError):
+            ask("predict", "cnn", b"1", point=distrustful)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from marwright.server.notify import notify_systemd
-from marwright.server.signals import ignore_signals, take_signals
+from marwright.server.supervision.notify import notify_systemd
+from marwright.server.supervision.signals import ignore_signals, take_signals
 
 
 def send(number: signal.Signals) -> None:
@@ -30,7 +30,7 @@ def test_a_terminal_that_was_closed_ends_what_was_in_its_foreground(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     answers = iter([True, False])
-    monkeypatch.setattr("marwright.server.signals._has_terminal", lambda: next(answers))
+    monkeypatch.setattr("marwright.server.supervision.signals._has_terminal", lambda: next(answers))
     wishes: queue.SimpleQueue[str] = queue.SimpleQueue()
     with pytest.raises(SystemExit), take_signals(wishes):
         send(signal.SIGHUP)
@@ -39,7 +39,7 @@ def test_a_terminal_that_was_closed_ends_what_was_in_its_foreground(
 
 def test_nothing_interrupts_the_stopping() -> None:
     with ignore_signals():
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
             send(number)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from marwright.errors import StorageError
-from marwright.server.journal import keep_journal
+from marwright.server.supervision.journal import keep_journal
 
-LOG = logging.getLogger("marwright.server.supervisor")
+LOG = logging.getLogger("marwright.server.supervision.supervisor")
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -40,6 +40,17 @@ def test_nothing_is_kept_after_the_block(tmp_path: Path) -> None:
     assert logging.getLogger("marwright").handlers == before
     assert read(tmp_path / "one.log") == []
     assert [line["message"] for line in read(tmp_path / "two.log")] == ["second"]
+
+
+def test_the_same_file_takes_other_sizes(tmp_path: Path) -> None:
+    with keep_journal() as journal:
+        journal.open(tmp_path / "one.log", file_bytes=100_000, files=2)
+        LOG.info("before")
+        journal.open(tmp_path / "one.log", file_bytes=2000, files=2)
+        assert "before" in (tmp_path / "one.log").read_text()
+        for _ in range(30):
+            LOG.info("x" * 100)
+    assert all(path.stat().st_size <= 2000 for path in tmp_path.iterdir())
 
 
 def test_files_are_rotated(tmp_path: Path) -> None:

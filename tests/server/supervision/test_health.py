@@ -11,8 +11,8 @@ import pytest
 
 from marwright.errors import PortTakenError
 from marwright.server.deployment import PortSettings
-from marwright.server.health import Health, open_health
-from marwright.server.status import Status, VersionStatus
+from marwright.server.supervision.health import KEY_HEADER, Health, open_health
+from marwright.server.supervision.status import Status, VersionStatus
 
 READY = VersionStatus("cnn", "1.0", default=True, workers=1, ready_workers=1)
 LACKING = dataclasses.replace(READY, ready_workers=0, problem="0 of 1 workers are READY")
@@ -35,13 +35,15 @@ def source() -> Source:
 
 @pytest.fixture
 def health(source: Source) -> Iterator[Health]:
-    with Health(source, port=0) as health:
+    with Health(source, port=0, key="secret") as health:
         yield health
 
 
-def ask(health: Health, path: str, method: str = "GET") -> tuple[int, str, bytes]:
+def ask(
+    health: Health, path: str, method: str = "GET", key: str | None = None
+) -> tuple[int, str, bytes]:
     connection = http.client.HTTPConnection(urlsplit(health.url).netloc, timeout=10)
-    connection.request(method, path)
+    connection.request(method, path, headers={} if key is None else {KEY_HEADER: key})
     answer = connection.getresponse()
     result = answer.status, answer.headers["Content-Type"], answer.read()
     connection.close()
@@ -81,6 +83,21 @@ def test_status_is_what_the_command_prints(health: Health) -> None:
     assert (code, kind) == (200, "application/json")
     assert json.loads(body) == json.loads(json.dumps(SERVING.to_json()))
     assert json.loads(body)["ready"] is True
+
+
+@pytest.mark.parametrize(("key", "told"), [("secret", True), ("secre", False), ("", False)])
+def test_paths_and_tracebacks_are_told_only_to_who_has_the_key(
+    health: Health, source: Source, key: str, told: bool
+) -> None:
+    version = dataclasses.replace(LACKING, detail="Traceback: a secret of the model's")
+    source.status = dataclasses.replace(
+        SERVING, models=(version,), config="/home/one/deploy.yaml", log="/home/one/server.log"
+    )
+    body = ask(health, "/status", key=key)[2]
+    assert [text in body for text in (b"Traceback", b"/home/one")] == [told, told]
+    assert json.loads(body)["models"][0]["problem"] == LACKING.problem
+    with Health(source, port=0) as keyless:
+        assert b"Traceback" not in ask(keyless, "/status", key="")[2]
 
 
 def test_another_path_names_the_right_ones(health: Health) -> None:

@@ -22,9 +22,13 @@ import pytest
 import yaml
 
 from marwright.archive import Run, pack_run
+from marwright.archive.admission import POLICY_NAME
+from marwright.archive.keys import make_key_pair
+from marwright.archive.signing import sign_with_key
 from marwright.client import Client, Endpoint
-from marwright.server.inspection import fetch_status, restart_server, stop_server
+from marwright.server import register
 from marwright.server.registry import find_record, list_records
+from marwright.server.supervision.inspection import fetch_status, restart_server, stop_server
 
 pytestmark = pytest.mark.server
 
@@ -87,7 +91,8 @@ class Served:
         return facts
 
     def status(self) -> dict[str, Any]:
-        return fetch_status(find_record(self.name).health_url) or {}
+        record = find_record(self.name)
+        return fetch_status(record.health_url, record.key) or {}
 
     def wait(self, key: str = "ready") -> dict[str, Any]:
         """Wait until a question's answer is yes; return the whole status."""
@@ -123,10 +128,15 @@ def runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory, run: Run) -> Iterator[Served]:
-    """A server of two versions, of which the higher is the default."""
+    """A server of two signed versions, of which the higher is the default."""
     folder = tmp_path_factory.mktemp("served")
     pack_run(run, out=folder / "store/cnn.mar", preflight=None)
     pack_run(run, out=folder / "store/cnn-2.0.mar", version="2.0", preflight=None)
+    pack_run(run, out=folder / "cnn-3.0.mar", version="3.0", preflight=None)
+    private, public = make_key_pair(folder / "release")
+    for path in (*folder.glob("store/*.mar"), folder / "cnn-3.0.mar"):
+        sign_with_key(path, key=private)
+    (folder / "store" / POLICY_NAME).write_text(f"keys: [{public}]", encoding="utf-8")
     it = Served(folder, "pair")
     it.write(models=MODELS)
     it.facts = it.start()  # type: ignore[attr-defined]
@@ -152,6 +162,15 @@ def ask(url: str, method: str = "GET") -> tuple[int, dict[str, Any]]:
         with exc:
             body = exc.read()
         return exc.code, json.loads(body) if body else {}
+
+
+def find_guard(folder: Path) -> psutil.Process:
+    (guard,) = (
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if "guard.py" in str(process.info["cmdline"]) and str(folder) in process.info["cmdline"]
+    )
+    return guard
 
 
 def test_the_endpoints_say_that_it_lives_is_ready_and_has_started(served: Served) -> None:
@@ -207,10 +226,12 @@ def test_sighup_takes_what_the_file_says_now(served: Served) -> None:
 
 def test_a_killed_java_comes_back_with_what_it_had(served: Served, scan: bytes) -> None:
     before = served.status()
-    with connect(served) as client:
-        client.models.set_default("cnn", "1.0")  # by hand, which no file says
-    wait_until(lambda: served.find("cnn 1.0").get("default"))
-    time.sleep(1)
+    with connect(served) as client:  # by hand, which no file says
+        client.models.set_default("cnn", "1.0")
+        client.models.scale("cnn", 2, version="1.0", max_workers=2)
+        register(client, served.folder / "cnn-3.0.mar")
+    wait_until(lambda: "cnn 3.0 is registered, not wanted" in served.status()["differences"])
+    wait_until(lambda: served.find("cnn 1.0").get("ready_workers") == 2)
     os.kill(before["java_pid"], signal.SIGKILL)
     wait_until(lambda: not served.status()["live"])
     after = wait_until(lambda: (s := served.status())["restarts"] and s["ready"] and s)
@@ -221,7 +242,13 @@ def test_a_killed_java_comes_back_with_what_it_had(served: Served, scan: bytes) 
     with connect(served) as client:
         assert client.predict("cnn", scan).status == 200
         assert client.endpoint.key_file == Path(served.facts["key_file"])  # type: ignore[attr-defined]
+        wait_until(lambda: "registered again: cnn 3.0" in served.read_log())
+        assert client.predict("cnn", scan, version="3.0").status == 200
+        version = client.models.describe("cnn", "1.0")
+        assert (version.min_workers, version.ready_workers) == (2, 2)
         client.models.set_default("cnn", "2.0")
+        client.models.scale("cnn", 1, version="1.0", max_workers=1)
+        client.models.unregister("cnn", "3.0")
 
 
 def test_a_killed_supervisor_leaves_a_server_that_the_next_adopts(
@@ -244,13 +271,24 @@ def test_a_killed_supervisor_leaves_a_server_that_the_next_adopts(
 
 def test_restart_takes_what_needs_one(served: Served) -> None:
     before = served.status()
-    served.write(models=MODELS, limits={"queue": 9})
+    served.write(
+        models=MODELS,
+        limits={"queue": 9},
+        logging={"folder": str(served.folder / "logs"), "file_bytes": 123_456},
+        supervision={"linger_seconds": 47},
+    )
+    served.config.write_text(
+        served.config.read_text().replace("name: pair", "name: other"), encoding="utf-8"
+    )
     assert restart_server(find_record(served.name), timeout=BOOT_SECONDS) > 0
     after = served.status()
     assert after["ready"]
     assert after["java_pid"] != before["java_pid"]
     folder = Path(find_record(served.name).run_folder)
     assert "job_queue_size=9" in (folder / "config.properties").read_text()
+    assert "only by marwright stop and marwright serve: name" in served.read_log()
+    guard = find_guard(folder)
+    assert "47" in "".join(guard.cmdline()[:8])
 
 
 def test_sigterm_leaves_nothing(served: Served, runtime: Path) -> None:
@@ -311,13 +349,7 @@ def test_what_hangs_or_lost_its_guard_is_started_again_and_what_changed_is_not_a
         second = wait_until(lambda: (s := served.status())["restarts"] == 1 and s["ready"] and s)
         assert "the server hangs" in served.read_log()
         folder = find_record("sick").run_folder
-        guards = [
-            process
-            for process in psutil.process_iter(["cmdline"])
-            if "guard.py" in str(process.info["cmdline"]) and folder in process.info["cmdline"]
-        ]
-        assert len(guards) == 1
-        guards[0].kill()
+        find_guard(Path(folder)).kill()
         third = wait_until(lambda: (s := served.status())["restarts"] > 1 and s["ready"] and s)
         assert not psutil.pid_exists(second["java_pid"])
         assert served.process is not None

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from marwright.server.audit import Finding, Severity, audit, harden
 from marwright.server.deployment import Deployment
+from marwright.server.hardening.audit import Finding, Severity, audit, harden
+from marwright.server.hardening.weaknesses import WEAKNESSES
 from marwright.server.keys import SECRET_NAMES
 from marwright.server.properties import read_properties
 from marwright.server.rendering import render_deployment
-from marwright.server.weaknesses import WEAKNESSES
 
 CLOSED = {
     "inference_address": "http://127.0.0.1:8080",

@@ -16,10 +16,12 @@ from marwright.errors import (
     NoServerError,
     NotReadyError,
     RequestTimeoutError,
+    ServerDiedError,
     ServerError,
 )
 from marwright.server.process import Process
 from marwright.server.registry import Record
+from marwright.server.supervision.health import KEY_HEADER
 
 __all__ = ["fetch_status", "inspect_server", "restart_server", "stop_server"]
 
@@ -30,11 +32,15 @@ Status = dict[str, Any]
 """What /status answers; see status.Status."""
 
 
-def fetch_status(health_url: str) -> Status | None:
-    """Return what a supervisor says of its server; None where it does not answer."""
+def fetch_status(health_url: str, key: str = "") -> Status | None:
+    """Return what a supervisor says of its server; None where it does not answer.
+
+    Without the `key` of its record it tells no tracebacks and no paths.
+    """
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    request = urllib.request.Request(f"{health_url}/status", headers={KEY_HEADER: key})
     try:
-        with opener.open(f"{health_url}/status", timeout=ANSWER_SECONDS) as answer:
+        with opener.open(request, timeout=ANSWER_SECONDS) as answer:
             status = json.load(answer)
     except (OSError, ValueError, http.client.HTTPException):
         return None
@@ -43,7 +49,9 @@ def fetch_status(health_url: str) -> Status | None:
 
 def inspect_server(record: Record) -> Status:
     """Return how a server is, also where its supervisor hangs or was killed."""
-    status = fetch_status(record.health_url) if record.is_alive and record.health_url else None
+    status = None
+    if record.is_alive and record.health_url:
+        status = fetch_status(record.health_url, record.key)
     if status is not None:
         return status
     phase = "starting" if record.is_alive and not record.health_url else "hung"
@@ -71,13 +79,10 @@ def stop_server(record: Record, *, timeout: float) -> None:
 
     Raises:
         RequestTimeoutError: it did not end in time.
+        ServerError: another supervisor has adopted the server meanwhile.
     """
     if not record.is_alive:
-        try:
-            Process.adopt(Path(record.run_folder)).end()
-        except ServerError:
-            if Path(record.run_folder).exists():
-                Process(Path(record.run_folder)).end()
+        _end_left(record)
         return
     try:
         record.send(signal.SIGTERM)
@@ -94,6 +99,16 @@ def stop_server(record: Record, *, timeout: float) -> None:
         time.sleep(POLL_SECONDS)
 
 
+def _end_left(record: Record) -> None:
+    if not record.run_folder:
+        return  # it was killed before it had a server
+    folder = Path(record.run_folder)
+    try:
+        Process.adopt(folder).end()
+    except ServerDiedError:  # its guard was killed too
+        Process(folder).end()
+
+
 def restart_server(record: Record, *, timeout: float) -> float:
     """Have a server started again with its configuration as it is now; wait until it is ready.
 
@@ -101,10 +116,11 @@ def restart_server(record: Record, *, timeout: float) -> float:
 
     Raises:
         NoServerError: no supervisor runs that could do it.
+        ServerDiedError: the supervisor has given up, or was stopped meanwhile.
         ServerError: it could not be started so; the server runs on as it was, where that works.
         NotReadyError: it is not ready in time.
     """
-    before = fetch_status(record.health_url)
+    before = fetch_status(record.health_url, record.key)
     if before is None or not record.is_alive:
         raise NoServerError(
             f"the supervisor of {record.name} does not answer",
@@ -113,7 +129,7 @@ def restart_server(record: Record, *, timeout: float) -> float:
     record.send(signal.SIGUSR1)
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline and record.is_alive:
-        status = fetch_status(record.health_url) or before
+        status = fetch_status(record.health_url, record.key) or before
         done = status["restart"]
         if done["count"] > before["restart"]["count"]:
             if done["state"] == "failed":
@@ -121,6 +137,12 @@ def restart_server(record: Record, *, timeout: float) -> float:
             if done["state"] == "done" and status["ready"]:
                 return float(done["seconds"])
         time.sleep(POLL_SECONDS)
+    if not record.is_alive:
+        raise ServerDiedError(
+            f"the supervisor of {record.name} has ended",
+            found="the server was not started again, or was stopped meanwhile",
+            remedy="see why, on its standard error or in supervisor.log; then marwright serve",
+        )
     raise NotReadyError(
         f"the server {record.name} is not ready after {timeout:g} s",
         remedy=f"see why: marwright status {record.name}",

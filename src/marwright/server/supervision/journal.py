@@ -27,7 +27,7 @@ class Journal:
     """The journal of one supervisor; what is said before it has a file is written into it then."""
 
     def __init__(self, tell: Callable[[str], None] | None) -> None:
-        self.path: Path | None = None
+        self._opened: tuple[Path, int, int] | None = None
         self._early = logging.handlers.MemoryHandler(EARLY_LINES, flushLevel=logging.CRITICAL + 1)
         self.handlers: list[logging.Handler] = [self._early]
         if tell is not None:
@@ -39,7 +39,7 @@ class Journal:
         Raises:
             StorageError: there is no writing there.
         """
-        if path == self.path:
+        if (path, file_bytes, files) == self._opened:
             return
         with translate_os_errors(f"write {path}"):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -53,7 +53,7 @@ class Journal:
                 library.removeHandler(old)
                 self.handlers.remove(old)
                 old.close()  # of the early lines: hands them over
-        self.path = path
+        self._opened = (path, file_bytes, files)
         self.handlers.append(handler)
         library.addHandler(handler)
 

@@ -1,20 +1,24 @@
-"""How a supervisor comes by its server: it starts one, or adopts what a killed one left."""
+"""How a supervisor comes by its server: it starts one, or adopts what a killed one left.
+
+And of what it warns then.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import shutil
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from marwright.errors import ClientError, NotReadyError, ServerDiedError
-from marwright.server.deployment import Deployment
-from marwright.server.process import end_orphans
-from marwright.server.status import list_restart_reasons
+from marwright.errors import ClientError, NotReadyError, ServerDiedError, UsageError
+from marwright.server.certificate import warn_of_expiry
+from marwright.server.deployment import Deployment, TlsFiles
+from marwright.server.process import Process
+from marwright.server.supervision.status import list_restart_reasons
 from marwright.server.torchserve import TorchServe
 
-__all__ = ["adopt", "boot"]
+__all__ = ["adopt", "boot", "warn_of_certificate", "warn_of_root"]
 
 _log = logging.getLogger(__name__)
 
@@ -32,8 +36,7 @@ def adopt(folders: Iterable[Path], deployment: Deployment) -> TorchServe | None:
             server = TorchServe.adopt(folder)
         except ServerDiedError as exc:
             _log.warning("%s; it is cleared away", exc)
-            end_orphans(folder)
-            shutil.rmtree(folder, ignore_errors=True)
+            Process(folder).end()
             continue
         changed = list_restart_reasons(server.deployment, deployment)
         if not changed and server.exit_status is None:
@@ -68,3 +71,20 @@ def _has_worker(server: TorchServe, key: tuple[str, str]) -> bool:
     with contextlib.suppress(ClientError):
         return server.client.models.describe(*key).ready_workers > 0
     return False
+
+
+def warn_of_root() -> None:
+    """Say what it means to run as root, where it does."""
+    if os.geteuid() == 0:
+        _log.warning(
+            "running as root: whatever an archive's handler does, it does as root;"
+            " run it as a user of its own"
+        )
+
+
+def warn_of_certificate(deployment: Deployment) -> None:
+    """Say that a certificate of the user's own expires within days, where it does."""
+    if isinstance(deployment.tls, TlsFiles):
+        with contextlib.suppress(UsageError):  # the package that could tell is not installed
+            if warning := warn_of_expiry(deployment.tls.certificate):
+                _log.warning("%s", warning)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from marwright.server.effective import Effective, is_loopback
+from marwright.server.hardening.effective import Effective, is_loopback
+from marwright.server.hardening.weaknesses import Finding, find
 from marwright.server.keys import SECRET_NAMES
-from marwright.server.weaknesses import Finding, find
 
 __all__ = ["check_addresses", "check_rights", "check_sources", "check_variables"]
 

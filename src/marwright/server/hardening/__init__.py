@@ -1,0 +1,1 @@
+"""What of a server's configuration is weak: `marwright harden`."""

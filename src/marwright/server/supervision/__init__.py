@@ -1,0 +1,1 @@
+"""The supervisor: one server started, watched, mended and stopped; how others ask it."""
