@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from marwright.cli.options import Json
+from marwright.cli.options import DEPLOYMENT_NAME, Json
 from marwright.cli.output import print_json, print_table, say
 from marwright.errors import UsageError
 
@@ -134,7 +134,7 @@ def import_file(
 
 def _read(path: Path | None) -> tuple[Deployment, Document | None]:
     """Return the deployment of a file, or that of none, and the file's lines."""
-    from marwright.server.deployment import DEPLOYMENT_NAME, Deployment
+    from marwright.server.deployment import Deployment
 
     if path is None and not Path(DEPLOYMENT_NAME).is_file():
         return Deployment(), None

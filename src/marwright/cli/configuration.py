@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from marwright.cli.options import DEPLOYMENT_NAME
 from marwright.errors import ConfigurationError, UsageError
 
 if TYPE_CHECKING:
@@ -123,8 +124,6 @@ def find_configuration(
     Raises:
         UsageError: both files are named.
     """
-    from marwright.server.deployment import DEPLOYMENT_NAME
-
     changes = {key: value for key, value in changes.items() if value is not None}
     if deploy is not None and properties is not None:
         raise UsageError(

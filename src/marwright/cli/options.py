@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 if TYPE_CHECKING:
-    from marwright.client import Client
+    from marwright.client.endpoint import Endpoint
 
 __all__ = [
     "check_workers",
+    "DEPLOYMENT_NAME",
     "Json",
     "Samples",
     "Server",
@@ -25,6 +26,8 @@ __all__ = [
     "with_client",
 ]
 
+DEPLOYMENT_NAME = "deploy.yaml"
+"""What is taken for a deployment where none is named."""
 WORKERS_PER_CORE = 4
 """More of them only wait for one another."""
 
@@ -51,10 +54,13 @@ TrialSeconds = Annotated[
 ]
 
 
-def with_client(command: Callable[..., None]) -> Callable[..., None]:
+def with_client(
+    command: Callable[..., None], *, unless: Callable[..., bool] = lambda endpoint, **values: False
+) -> Callable[..., None]:
     """Give a command the options that name a server, and call it with a client of that server.
 
     The command takes the client as its first parameter; Typer sees the options in its place.
+    `unless` takes the endpoint in its place, and may have done all before a client is made.
     """
     _client, *own = _list_parameters(command)
     connection = _list_parameters(_connect)
@@ -64,7 +70,12 @@ def with_client(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def run(**values: Any) -> None:
         choice = {parameter.name: values.pop(parameter.name) for parameter in connection}
-        with _connect(**choice) as client:
+        endpoint, timeouts = _connect(**choice)
+        if unless(endpoint, **values):
+            return
+        from marwright.client import Client
+
+        with Client(endpoint, **timeouts) as client:
             command(client, **values)
 
     parameters = [*arguments, *connection, *last]
@@ -76,7 +87,7 @@ def with_client(command: Callable[..., None]) -> Callable[..., None]:
 
 def _list_parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
     """Return a function's parameters with their annotations evaluated, as Typer needs them."""
-    hints = get_type_hints(function, localns={"Client": Any}, include_extras=True)
+    hints = get_type_hints(function, localns={"Client": Any, "Endpoint": Any}, include_extras=True)
     return [
         parameter.replace(annotation=hints[parameter.name], kind=parameter.KEYWORD_ONLY)
         for parameter in inspect.signature(function).parameters.values()
@@ -102,17 +113,17 @@ def _connect(
             min=0.1, help="Seconds to wait; 30 for an answer, 300 for workers where not given."
         ),
     ] = None,
-) -> Client:
-    """Return a client of the server that the options name, or of the only one that runs here."""
-    from marwright.client import Client, Endpoint
+) -> tuple[Endpoint, dict[str, Any]]:
+    """Return the server that the options name, or the only one that runs here, and timeouts."""
+    from marwright.client.endpoint import Endpoint
     from marwright.errors import UsageError
     from marwright.server.registry import find_endpoint
 
+    timeouts = {"timeout": timeout or 30.0, "start_timeout": timeout or 300.0}
     if inference_url is None and management_url is None:
         if key_file is not None:
             raise UsageError("--key-file goes with --inference-url or --management-url")
-        endpoint = find_endpoint(server)
-        return Client(endpoint, timeout=timeout or 30.0, start_timeout=timeout or 300.0)
+        return find_endpoint(server), timeouts
     if server is not None:
         raise UsageError("--server and addresses exclude each other", remedy="pass one of them")
     endpoint = Endpoint(
@@ -121,7 +132,7 @@ def _connect(
         key_file=key_file,
         supervisor_key=_find_supervisor_key(key_file),
     )
-    return Client(endpoint, timeout=timeout or 30.0, start_timeout=timeout or 300.0)
+    return endpoint, timeouts
 
 
 def _find_supervisor_key(key_file: Path | None) -> Path | None:

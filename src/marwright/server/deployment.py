@@ -32,9 +32,8 @@ from marwright.storage import write_file
 if TYPE_CHECKING:
     from marwright.archive.policy import Policy
 
-__all__ = ["Deployment", "DEPLOYMENT_NAME", "ModelEntry", "parse_size", "SETTINGS"]
+__all__ = ["Deployment", "ModelEntry", "parse_size", "SETTINGS"]
 
-DEPLOYMENT_NAME = "deploy.yaml"
 LIVE_KEYS = frozenset({"models", "name", "supervision"})
 """Keys of which a change takes no restart of the server."""
 REMEDY = "mend it; marwright schema deploy prints what it takes, marwright config explain KEY why"

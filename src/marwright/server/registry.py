@@ -31,12 +31,16 @@ __all__ = [
     "claim",
     "find_endpoint",
     "find_record",
+    "KEY_HEADER",
     "list_records",
     "list_servers",
     "Record",
 ]
 
 _log = logging.getLogger(__name__)
+
+KEY_HEADER = "X-Marwright-Key"
+"""In which a request to a supervisor's endpoints carries the key of its record."""
 
 _Found = TypeVar("_Found")
 

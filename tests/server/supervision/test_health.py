@@ -11,7 +11,8 @@ import pytest
 
 from marwright.errors import PortTakenError
 from marwright.server.deployment import PortSettings
-from marwright.server.supervision.health import KEY_HEADER, Health, open_health
+from marwright.server.registry import KEY_HEADER
+from marwright.server.supervision.health import Health, open_health
 from marwright.server.supervision.status import Status, VersionStatus
 
 READY = VersionStatus("cnn", "1.0", default=True, workers=1, ready_workers=1)
@@ -98,6 +99,14 @@ def test_paths_and_tracebacks_are_told_only_to_who_has_the_key(
     assert json.loads(body)["models"][0]["problem"] == LACKING.problem
     with Health(source, port=0) as keyless:
         assert b"Traceback" not in ask(keyless, "/status", key="")[2]
+
+
+@pytest.mark.parametrize("current", [True, False])
+def test_who_has_the_key_may_have_the_server_looked_at(current: bool) -> None:
+    with Health(Source(), port=0, key="secret", is_current=lambda: current) as health:
+        code, _, body = ask(health, "/current", key="secret")
+        assert (code, json.loads(body)) == (200, {"current": current})
+        assert ask(health, "/current")[0] == 404
 
 
 def test_another_path_names_the_right_ones(health: Health) -> None:

@@ -28,7 +28,12 @@ from marwright.archive.signing import sign_with_key
 from marwright.client import Client, Endpoint
 from marwright.server import register
 from marwright.server.registry import find_record, list_records
-from marwright.server.supervision.inspection import fetch_status, restart_server, stop_server
+from marwright.server.supervision.inspection import (
+    fetch_status,
+    is_current,
+    restart_server,
+    stop_server,
+)
 
 pytestmark = pytest.mark.server
 
@@ -222,6 +227,21 @@ def test_sighup_takes_what_the_file_says_now(served: Served) -> None:
     served.process.send_signal(signal.SIGHUP)
     wait_until(lambda: served.find("cnn 2.0").get("default"))
     served.wait()
+
+
+def test_its_supervisor_knows_whether_a_server_is_as_its_file_says(served: Served) -> None:
+    record = find_record(served.name)
+    assert is_current(record)
+    archive = served.folder / "store/cnn.mar"
+    archive.touch()  # as another archive of this name would be newer
+    assert not is_current(record)
+    served.write(models=MODELS, limits={"queue": 7})
+    assert not is_current(record)
+    served.config.write_text("models: 7", encoding="utf-8")
+    assert not is_current(record)
+    served.write(models=MODELS)
+    served.process.send_signal(signal.SIGHUP)  # type: ignore[union-attr]  # it runs
+    wait_until(lambda: is_current(record))
 
 
 def test_a_killed_java_comes_back_with_what_it_had(served: Served, scan: bytes) -> None:

@@ -1,8 +1,9 @@
-"""The supervisor's own HTTP endpoints: /live, /ready, /started and /status, on loopback.
+"""The supervisor's own HTTP endpoints: /live, /ready, /started, /status, /current, on loopback.
 
-They answer at once, from what the supervisor last saw, and need no token. /status tells paths and
-workers' tracebacks only to who sends the key of the supervisor's record (registry.py). The others'
-bodies are those of draft-inadarei-api-health-check-06: {"status": "pass" or "fail", "output": why}.
+They answer at once, from what the supervisor last saw, and need no token; but /current looks at the
+server and its deploy.yaml now, and takes the key of the supervisor's record (registry.py), without
+which /status tells no paths and no workers' tracebacks. The others' bodies are those of
+draft-inadarei-api-health-check-06: {"status": "pass" or "fail", "output": why}.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from typing import Any, Literal
 from marwright.errors import PortTakenError
 from marwright.server.deployment import PortSettings
 from marwright.server.ports import HOST
+from marwright.server.registry import KEY_HEADER
 from marwright.server.supervision.status import Status
 
-__all__ = ["Health", "KEY_HEADER", "open_health"]
+__all__ = ["Health", "open_health"]
 
 _log = logging.getLogger(__name__)
 
-KEY_HEADER = "X-Marwright-Key"
 MEDIA_TYPE = "application/health+json"
 REQUEST_SECONDS = 5.0
 """How long a connection may be silent."""
@@ -35,10 +36,17 @@ class Health:
     """Serves what `read` returns, from a thread of its own; use it in a `with` block.
 
     `port` 0 is a free one; `url` says which. Who sends `key` is told all of /status; nobody where
-    it is "".
+    it is "". `is_current` answers /current.
     """
 
-    def __init__(self, read: Callable[[], Status], *, port: int, key: str = "") -> None:
+    def __init__(
+        self,
+        read: Callable[[], Status],
+        *,
+        port: int,
+        key: str = "",
+        is_current: Callable[[], bool] = lambda: False,
+    ) -> None:
         try:
             self._server = _Server((HOST, port), _Handler)
         except OSError as exc:
@@ -48,6 +56,7 @@ class Health:
             ) from exc
         self._server.read = read
         self._server.key = key.encode()
+        self._server.is_current = is_current
         self.url = f"http://{HOST}:{self._server.server_address[1]}"
         self._thread = threading.Thread(
             target=self._server.serve_forever, name="health", daemon=True
@@ -71,6 +80,7 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     read: Callable[[], Status]
     key: bytes
+    is_current: Callable[[], bool]
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -90,6 +100,10 @@ class _Handler(BaseHTTPRequestHandler):
         path = self.path.partition("?")[0].rstrip("/")
         if path == "/status":
             body: dict[str, Any] = status.to_json() if self._has_key() else status.to_public_json()
+            self._send(200, "application/json", body, with_body)
+            return
+        if path == "/current" and self._has_key():
+            body = {"current": self.server.is_current()}
             self._send(200, "application/json", body, with_body)
             return
         reasons = _list_reasons(status, path)
@@ -143,21 +157,22 @@ def open_health(
     ports: PortSettings | Literal["free"],
     *,
     last: int = 0,
-    key: str = "",
+    **options: Any,
 ) -> Health:
     """Return the endpoints at the configured port; at `last`, if they may be anywhere.
 
-    A port that nobody has chosen, since it is the default, gives way to a free one.
+    `options` are those of Health. A port that nobody has chosen, since it is the default, gives way
+    to a free one.
 
     Raises:
         PortTakenError: somebody else listens at the chosen port.
     """
     try:
-        return Health(read, port=last if ports == "free" else ports.health, key=key)
+        return Health(read, port=last if ports == "free" else ports.health, **options)
     except PortTakenError:
         if ports != "free" and "health" in ports.model_fields_set:
             raise
-    health = Health(read, port=0, key=key)
+    health = Health(read, port=0, **options)
     if ports != "free":
         _log.warning("port %d is taken; the health endpoints are at %s", ports.health, health.url)
     return health

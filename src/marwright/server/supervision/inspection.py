@@ -20,10 +20,9 @@ from marwright.errors import (
     ServerError,
 )
 from marwright.server.process import Process
-from marwright.server.registry import Record
-from marwright.server.supervision.health import KEY_HEADER
+from marwright.server.registry import KEY_HEADER, Record
 
-__all__ = ["fetch_status", "inspect_server", "restart_server", "stop_server"]
+__all__ = ["fetch_status", "inspect_server", "is_current", "restart_server", "stop_server"]
 
 ANSWER_SECONDS = 5.0
 POLL_SECONDS = 0.1
@@ -37,14 +36,24 @@ def fetch_status(health_url: str, key: str = "") -> Status | None:
 
     Without the `key` of its record it tells no tracebacks and no paths.
     """
+    return _fetch(f"{health_url}/status", key)
+
+
+def is_current(record: Record) -> bool:
+    """Whether a server is as its deploy.yaml says; its supervisor, which has all at hand, looks."""
+    found = _fetch(f"{record.health_url}/current", record.key) if record.health_url else None
+    return bool(found and found.get("current"))
+
+
+def _fetch(url: str, key: str) -> dict[str, Any] | None:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    request = urllib.request.Request(f"{health_url}/status", headers={KEY_HEADER: key})
+    request = urllib.request.Request(url, headers={KEY_HEADER: key})
     try:
         with opener.open(request, timeout=ANSWER_SECONDS) as answer:
-            status = json.load(answer)
+            found = json.load(answer)
     except (OSError, ValueError, http.client.HTTPException):
         return None
-    return status if isinstance(status, dict) else None
+    return found if isinstance(found, dict) else None
 
 
 def inspect_server(record: Record) -> Status:

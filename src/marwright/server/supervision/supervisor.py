@@ -21,6 +21,7 @@ from typing import Any
 
 from marwright.client import Client
 from marwright.errors import ClientError, JavaError, MarwrightError, ServerError
+from marwright.server.change import prepare_change
 from marwright.server.deployment import Deployment, LoggingSettings
 from marwright.server.process import read_server_pid
 from marwright.server.registry import announce
@@ -104,8 +105,13 @@ class Supervisor:
             self._update(name=self._tenure.name)
             self._probe = Probe()
             stack.callback(self._probe.close)
-            last, key = self._tenure.find_health_port(), self._tenure.key
-            health = open_health(self.read_status, self.deployment.ports, last=last, key=key)
+            health = open_health(
+                self.read_status,
+                self.deployment.ports,
+                last=self._tenure.find_health_port(),
+                key=self._tenure.key,
+                is_current=self.is_current,
+            )
             self._health = stack.enter_context(health)
             self._update(health_url=health.url)
             stack.callback(self._jobs.close)
@@ -126,6 +132,18 @@ class Supervisor:
             problem = f"the supervisor has not looked at the server for {silence:.0f} s"
             return dataclasses.replace(self._status, problems=(problem,))
         return self._status
+
+    def is_current(self) -> bool:
+        """Whether `marwright apply` had nothing to do; looked at now, from any thread."""
+        server = self._server
+        if self.path is None or server is None or self._status.phase != "serving":
+            return False
+        try:
+            with Client(server.endpoint, timeout=ANSWER_SECONDS) as client:
+                change = prepare_change(self.path, client)
+        except MarwrightError:
+            return False  # which is for the one to hear who asks
+        return not (change.plan or change.restart)
 
     def _begin(self, stack: contextlib.ExitStack) -> None:
         """Adopt the server, or start one, and let others find it."""
