@@ -1,0 +1,1 @@
+"""The gateway: an nginx in front of TorchServe that splits a model's traffic between versions."""
