@@ -135,6 +135,7 @@ setup(
         "pyyaml>=6",
         "requests>=2.32",
         "rich>=13.7",
+        "ruamel.yaml>=0.19,<0.20",  # server/revision.py moves the comments that it keeps
         "scikit-learn>=1.4",
         "torch>=2.6",  # older ones run code from a pickle even with weights_only (CVE-2025-32434)
         "torch-model-archiver>=0.12,<0.13",
