@@ -25,6 +25,7 @@ __all__ = ["explain", "Explanation", "list_explanations"]
 _JAVA = {
     "jvm.heap": "-Xmx",
     "jvm.direct_memory": "-XX:MaxDirectMemorySize=",
+    "access.gateway_key": "-Dmarwright.gateway.key.file=",
     "access.paths_denied": "-Dmarwright.deny=",
     "limits.request_seconds": "-Dmarwright.request.seconds=",
     "limits.connections": "-Dmarwright.max.connections=",

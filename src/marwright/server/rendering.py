@@ -93,6 +93,7 @@ def render_java_options(deployment: Deployment, *, queues: int, key_file: Path |
     `queues` is how many requests may wait, over all versions.
     """
     limits, logging = deployment.limits, deployment.logging
+    gateway_key = deployment.access.gateway_key
     frontend = FrontendSettings(
         key_file=key_file,
         deny=tuple(deployment.access.paths_denied),
@@ -110,6 +111,7 @@ def render_java_options(deployment: Deployment, *, queues: int, key_file: Path |
         # No temporary file of counters that every user of the machine can read.
         "-XX:-UsePerfData",
         *frontend.to_arguments(),
+        *([f"-Dmarwright.gateway.key.file={gateway_key.absolute()}"] if gateway_key else []),
         *deployment.jvm.options,
     ]
 

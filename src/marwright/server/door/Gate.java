@@ -44,6 +44,8 @@ final class Gate extends ChannelDuplexHandler {
     private boolean open; // a request has begun, and is not both received and answered
     private boolean arrived;
     private boolean answered;
+    private HttpHeaders admitted; // those of a request with the gateway's token
+    private boolean renews; // it is a request for a new token
     private String method;
     private String path;
     private long began;
@@ -100,7 +102,7 @@ final class Gate extends ChannelDuplexHandler {
             stopClock();
         }
         if (!closing) {
-            context.fireChannelRead(message);
+            pass(message, last);
             return;
         }
         ReferenceCountUtil.release(message);
@@ -109,10 +111,23 @@ final class Gate extends ChannelDuplexHandler {
         }
     }
 
+    /** Pass a part of a request on; at the last one TorchServe looks at tokens, and renews them. */
+    private void pass(Object message, boolean last) {
+        if (last && admitted != null) {
+            Gateway.admit(admitted, () -> context.fireChannelRead(message));
+        } else if (last && renews) {
+            Gateway.renew(() -> context.fireChannelRead(message));
+        } else {
+            context.fireChannelRead(message);
+        }
+    }
+
     private void begin(HttpRequest request) {
         open = true;
         arrived = false;
         answered = false;
+        admitted = null;
+        renews = false;
         began = System.nanoTime();
         method = request.method().name();
         path = request.uri().split("[?#]", 2)[0];
@@ -144,6 +159,9 @@ final class Gate extends ChannelDuplexHandler {
         }
         if (isBelow(routed, "/models") || isBelow(meant, "/models")) {
             checkManagement(request, parts);
+        } else if (Settings.GATEWAY_KEY_FILE != null) {
+            admitted = Gateway.sent(request.headers()) ? request.headers() : null;
+            renews = isBelow(routed, "/token");
         }
     }
 

@@ -22,21 +22,24 @@ final class Settings {
     static final String RETRY_AFTER = System.getProperty("marwright.retry.after", "1");
     static final String LOG_REQUESTS = System.getProperty("marwright.log.requests", "errors");
     static final String KEY_FILE = System.getProperty("marwright.key.file");
+    static final String GATEWAY_KEY_FILE = System.getProperty("marwright.gateway.key.file");
 
     private Settings() {}
 
     /** What opens the management API for changes; read when the first one is asked for. */
     static final class Key {
-        static final byte[] VALUE = read();
+        static final byte[] VALUE =
+                readKey(KEY_FILE, "no model can be changed: the key file cannot be read");
+    }
 
-        private static byte[] read() {
-            try {
-                String text = Files.readString(Path.of(KEY_FILE), StandardCharsets.UTF_8);
-                return text.strip().getBytes(StandardCharsets.UTF_8);
-            } catch (IOException | RuntimeException exc) {
-                LOG.error("no model can be changed: the key file cannot be read: {}", exc.toString());
-                return new byte[0]; // no request has such a key
-            }
+    /** Return a file's text; nothing, which no request has for a key, where it cannot be read. */
+    static byte[] readKey(String file, String otherwise) {
+        try {
+            String text = Files.readString(Path.of(file), StandardCharsets.UTF_8);
+            return text.strip().getBytes(StandardCharsets.UTF_8);
+        } catch (IOException | RuntimeException exc) {
+            LOG.error("{}: {}", otherwise, exc.toString());
+            return new byte[0];
         }
     }
 
