@@ -39,10 +39,12 @@ def test_training_imports_archive_errors_and_storage_at_most(root: Path) -> None
 @pytest.mark.parametrize(
     ("package", "above"),
     [
-        ("archive", {"client", "server", "tuning"}),
-        ("client", {"server", "tuning"}),
-        ("server", {"tuning"}),
-        ("tuning", set()),
+        ("archive", {"client", "gateway", "release", "server", "tuning"}),
+        ("client", {"gateway", "release", "server", "tuning"}),
+        ("server", {"gateway", "release", "tuning"}),
+        ("gateway", {"release", "tuning"}),
+        ("release", {"tuning"}),
+        ("tuning", {"gateway", "release"}),
     ],
 )
 def test_the_toolkit_imports_neither_handlers_nor_training_nor_what_stands_above(

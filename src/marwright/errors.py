@@ -9,6 +9,7 @@ MarwrightError                  every error a user can cause; exit status 1
 ├── ConfigurationError          a deploy.yaml or config.properties cannot be used
 ├── ArchiveError                an archive is missing or broken
 │   └── HandlerError            a handler that no worker could load
+├── ReleaseError                a release cannot be made, or went back
 ├── ServerError                 the server process
 │   ├── JavaError               no Java 17 or newer
 │   ├── PortTakenError          another process listens where the server should
@@ -51,6 +52,7 @@ __all__ = [
     "NotReadyError",
     "OverloadedError",
     "PortTakenError",
+    "ReleaseError",
     "RequestTimeoutError",
     "RunError",
     "ServerDiedError",
@@ -136,6 +138,10 @@ class ArchiveError(MarwrightError, ValueError):
 
 class HandlerError(ArchiveError):
     """A handler that no worker could load."""
+
+
+class ReleaseError(MarwrightError):
+    """A release cannot be made, or a gate has failed and it went back."""
 
 
 class ServerError(MarwrightError, RuntimeError):

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from marwright.errors import ConfigurationError, ServerError
-from marwright.gateway import nginx
 from marwright.gateway.configuration import Settings, render
-from marwright.gateway.nginx import check_configuration, find_nginx
 from marwright.gateway.traffic import Split, Traffic
+from marwright.server import nginx
 from marwright.server.certificate import Certificate, make_certificate
+from marwright.server.nginx import check_configuration, find_nginx
 from marwright.server.ports import Ports
 
 HOSTILE = "1\";}server{listen:1;}$uri'é~^*("

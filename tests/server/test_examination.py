@@ -49,6 +49,27 @@ def test_a_broken_policy_is_a_problem_and_not_the_only_one(tmp_path: Path, store
     assert [problem.where for problem in found] == ["policy", "models.0.archive"]
 
 
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (None, "cannot be read: No such file or directory"),
+        (b"\xff", "cannot be read: it is no text"),
+        (b"\n", "does not hold one token of letters, digits and -._~+/="),
+        (b"first\nsecond\n", "does not hold one token of letters, digits and -._~+/="),
+    ],
+)
+def test_a_gateway_s_key_that_cannot_be_used_is_a_problem(
+    tmp_path: Path, two: Path, content: bytes | None, text: str
+) -> None:
+    path = tmp_path / "key"
+    if content is not None:
+        path.write_bytes(content)
+    (problem,) = examine(deploy(two, access={"gateway_key": path}))
+    assert (problem.where, problem.found) == ("access.gateway_key", f"{path} {text}")
+    path.write_text("a-key_of~letters==\n")
+    assert examine(deploy(two, access={"gateway_key": path})) == []
+
+
 def test_taken_ports_are_asked_for_only_before_a_start(two: Path, taken_port: int) -> None:
     deployment = deploy(two, ports={"health": taken_port})
     assert examine(deployment) == []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -115,7 +115,7 @@ def apply(
 
 def _print_change(change: Change, *, as_json: bool) -> None:
     if as_json:
-        steps = [_to_json(step) for step in change.plan.steps]
+        steps = [step.to_json() for step in change.plan.steps]
         print_json({"plan": steps, "restart": list(change.restart)})
         return
     if change.plan:
@@ -139,8 +139,3 @@ def _print_change(change: Change, *, as_json: bool) -> None:
         print("cannot change while the server runs:")
         for line in change.restart:
             print(f"  {line}")
-
-
-def _to_json(step: Step) -> dict[str, Any]:
-    keys = ("kind", "name", "version", "before", "after", "interrupts", "meanwhile")
-    return {key: getattr(step, key) for key in keys}

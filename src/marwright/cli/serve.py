@@ -15,7 +15,7 @@ from marwright.cli.output import print_json, print_table, say
 from marwright.errors import UsageError
 
 if TYPE_CHECKING:
-    from marwright.server import TorchServe
+    from marwright.client.endpoint import Endpoint
     from marwright.server.deployment import Deployment
 
 __all__ = ["print_facts", "serve"]
@@ -62,6 +62,12 @@ def serve(
             help="Let requests wait maxBatchDelay milliseconds for company, as TorchServe does.",
         ),
     ] = False,
+    gateway: Annotated[
+        bool,
+        typer.Option(
+            "--gateway", help="Put nginx in front, which a release can split traffic with."
+        ),
+    ] = False,
     tls: Annotated[
         bool, typer.Option("--tls", help="Encrypt, with a certificate made for this start.")
     ] = False,
@@ -96,6 +102,7 @@ def serve(
         "logging.folder": logs and logs.resolve(),
         "policy": policy and policy.resolve(),
         "eager_batches": False if wait_for_batches else None,
+        "gateway": True if gateway else None,
         "tls": "development" if tls else None,
         "supervision.start_timeout": timeout,
     }
@@ -114,22 +121,23 @@ def serve(
 
 def _run(deployment: Deployment, configuration: Configuration, *, as_json: bool) -> None:
     """Supervise in this process."""
+    from marwright.gateway.site import Site
     from marwright.server.process import hide_environment
     from marwright.server.supervision.supervisor import Supervisor
 
     hide_environment()
 
-    def show(server: TorchServe, name: str, adopted: bool) -> None:
-        _print_ready(server, name, adopted=adopted, as_json=as_json)
+    def show(endpoint: Endpoint, name: str, seconds: float, adopted: bool) -> None:
+        _print_ready(endpoint, name, seconds, adopted=adopted, as_json=as_json)
 
-    supervisor = Supervisor(
+    supervisor = (Site if deployment.gateway else Supervisor)(
         deployment,
         configuration.deploy,
         reread=lambda: configuration.read(strict=True),
         tell=None if as_json else say,
         serving=show,
     )
-    say("starting TorchServe")
+    say("starting nginx and TorchServe" if deployment.gateway else "starting TorchServe")
     try:
         supervisor.run()
     except (KeyboardInterrupt, SystemExit):  # Ctrl-C and SIGTERM: how it is meant to end
@@ -171,30 +179,34 @@ def print_facts(facts: Mapping[str, object]) -> None:
     print_table(["", ""], [[key.replace("_", " "), value] for key, value in shown.items()])
 
 
-def _print_ready(server: TorchServe, name: str, *, adopted: bool, as_json: bool) -> None:
-    endpoint = server.endpoint
+def _print_ready(
+    endpoint: Endpoint, name: str, seconds: float, *, adopted: bool, as_json: bool
+) -> None:
     facts = {
         "server": name,
         "inference": endpoint.inference_url,
         "management": endpoint.management_url,
         "metrics": endpoint.metrics_url,
-        "health": server.health_url,
+        "health": endpoint.health_url,
         "key_file": endpoint.key_file,
-        "log": server.log_file,
+        "log": endpoint.log_file,
         "policy": endpoint.policy or "none",
         "adopted": adopted,
-        "ready_seconds": round(server.ready_seconds, 2),
+        "ready_seconds": round(seconds, 2),
     }
     if as_json:
         print(json.dumps(facts, default=str), flush=True)
         return
+    from marwright.client import Client
+
     print_facts(facts)
-    models = server.client.models
-    defaults = {model.name: models.describe(model.name).version for model in models.list()}
-    versions = [
-        [name, item.version, "yes" if item.version == default else "", item.ready_workers]
-        for name, default in defaults.items()
-        for item in models.versions(name)
-    ]
+    with Client(endpoint) as client:
+        models = client.models
+        defaults = {model.name: models.describe(model.name).version for model in models.list()}
+        versions = [
+            [name, item.version, "yes" if item.version == default else "", item.ready_workers]
+            for name, default in defaults.items()
+            for item in models.versions(name)
+        ]
     print_table(["model", "version", "default", "ready workers"], versions)
     say(f"{'adopted; ' if adopted else ''}serving; Ctrl-C or SIGTERM stops")

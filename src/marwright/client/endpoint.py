@@ -39,6 +39,8 @@ class Endpoint:
     grpc_management: str = ""
     certificate: Path | None = None
     """The PEM file to trust for https and gRPC, in place of what the system trusts."""
+    gateway_token: Path | None = None
+    """The file with the token that a gateway asks for at `inference_url`; it does not expire."""
     health_url: str = ""
     """The supervisor's own address, of live, ready and started."""
 
@@ -70,6 +72,7 @@ class Endpoint:
                 grpc_inference=_read_text(values, "grpc_inference", default=""),
                 grpc_management=_read_text(values, "grpc_management", default=""),
                 certificate=_read_path(values, "certificate"),
+                gateway_token=_read_path(values, "gateway_token"),
                 health_url=_read_text(values, "health_url", default=""),
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:

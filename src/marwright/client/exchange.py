@@ -88,6 +88,7 @@ class Exchanges:
     """Returns numbers below 1."""
     tokens: TokenFile | None = field(init=False)
     supervisor_key: KeyText | None = field(init=False)
+    gateway_token: KeyText | None = field(init=False)
     _urls: dict[str, str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -95,6 +96,7 @@ class Exchanges:
         point = self.endpoint
         self.tokens = TokenFile(point.key_file) if point.key_file else None
         self.supervisor_key = KeyText(point.supervisor_key) if point.supervisor_key else None
+        self.gateway_token = KeyText(point.gateway_token) if point.gateway_token else None
         self._urls = {
             "inference": point.inference_url.rstrip("/"),
             "management": point.management_url.rstrip("/"),
@@ -195,6 +197,8 @@ class Exchanges:
             TokenRejectedError: the key file is missing or broken.
         """
         tokens = self.tokens
+        if purpose == "inference" and self.gateway_token:
+            return self.gateway_token.read()
         if purpose is None or tokens is None:
             return ""
         if tokens.is_due(purpose) and tokens.claim(purpose):
@@ -209,6 +213,10 @@ class Exchanges:
     ) -> Exchange[bool]:
         """Look for another token than the rejected one; return whether there is one to send."""
         tokens = self.tokens
+        if purpose == "inference" and self.gateway_token:
+            self.gateway_token.forget()
+            attempts.rereads += 1
+            return self.gateway_token.read() != sent and attempts.rereads <= MOST_REREADS
         if purpose is None or tokens is None or attempts.renewed:
             return False
         tokens.forget()

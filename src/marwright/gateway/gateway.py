@@ -21,7 +21,7 @@ from marwright.gateway.configuration import (
     read_generation,
     render,
 )
-from marwright.gateway.nginx import check_configuration, find_nginx
+from marwright.server.nginx import check_configuration, find_nginx
 from marwright.server.process import Process, end_orphans, read_server_pid, read_start_time
 from marwright.storage import translate_os_errors, write_file
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Deployment", "ModelEntry", "parse_size", "SETTINGS"]
 
-LIVE_KEYS = frozenset({"models", "name", "supervision"})
+LIVE_KEYS = frozenset({"models", "name", "releases", "supervision"})
 """Keys of which a change takes no restart of the server."""
 REMEDY = "mend it; marwright schema deploy prints what it takes, marwright config explain KEY why"
 
@@ -55,12 +55,18 @@ def parse_size(value: Any) -> Any:
 
 
 Size = Annotated[int, BeforeValidator(parse_size, json_schema_input_type=int | str)]
+Percent = Annotated[float, Field(ge=0, le=100, multiple_of=0.01)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
 def _shorthand(key: str) -> BeforeValidator:
     """Let a text stand for a mapping with one key."""
     return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
+
+
+def _read_switch(value: Any) -> Any:
+    """Take true for a section with its defaults, and false for none."""
+    return {True: {}, False: None}.get(value, value) if isinstance(value, bool) else value
 
 
 class ModelEntry(BaseModel):
@@ -197,6 +203,14 @@ class AccessSettings(BaseModel):
     """Paths that answer 404, with all that begins with them."""
     environment: list[str] = []
     """Variables that workers see although their names sound like secrets."""
+    gateway_key: Path | None = None
+    """A file with the token that a gateway in front sends with predictions; the server's own
+    tokens go on to hold."""
+
+    @field_validator("gateway_key")
+    @classmethod
+    def _resolve(cls, path: Path | None, info: ValidationInfo) -> Path | None:
+        return path and _place(path, info)
 
 
 class TlsFiles(BaseModel):
@@ -213,6 +227,24 @@ class TlsFiles(BaseModel):
     @classmethod
     def _resolve(cls, path: Path, info: ValidationInfo) -> Path:
         return _place(path, info)
+
+
+class GatewaySettings(BaseModel):
+    """The nginx in front: it splits a model's traffic between versions, and retries."""
+
+    model_config = _STRICT
+
+    port: Port = 8000
+    """Where it listens, with the certificate of `tls` where there is one."""
+    host: str = "127.0.0.1"
+    """The address; only predictions, explanations and /ping are let through."""
+    tokens: Path | None = None
+    """Bearer tokens of its clients, one a line; one is made for each start where not said."""
+
+    @field_validator("tokens")
+    @classmethod
+    def _resolve(cls, path: Path | None, info: ValidationInfo) -> Path | None:
+        return path and _place(path, info)
 
 
 class JvmSettings(BaseModel):
@@ -271,6 +303,68 @@ class SupervisionSettings(BaseModel):
     """Seconds until every model must have its workers READY."""
 
 
+class ShadowSettings(BaseModel):
+    """Requests copied to the candidate, and both versions' answers compared."""
+
+    model_config = _STRICT
+
+    share: Percent = 20
+    """Percent of requests that are copied."""
+    requests: int = Field(default=30, ge=0, le=10_000)
+    """How many pairs of answers are compared; 0 leaves the step out."""
+    agreement: float = Field(default=0.9, ge=0, le=1)
+    """Share of answers that must agree: of labels the first one, of other values all."""
+
+    @model_validator(mode="after")
+    def _check_share(self) -> ShadowSettings:
+        if self.requests and not self.share:
+            raise ValueError(f"a share of 0 never brings the {self.requests} requests")
+        return self
+
+
+class CanarySettings(BaseModel):
+    """Requests that the candidate answers, compared with the stable version's."""
+
+    model_config = _STRICT
+
+    steps: list[Percent] = [5, 25, 50]
+    """Percent of requests for the candidate, rising; none leaves the step out."""
+    requests: int = Field(default=40, ge=1, le=200_000)
+    """How many the candidate answers in each step at least."""
+    errors: float = Field(default=0.005, ge=0, lt=1)
+    """By how much its share of errors may be higher."""
+    slower: float = Field(default=1.2, gt=0)
+    """How many times the stable version's its median and p95 may be."""
+
+    @field_validator("steps")
+    @classmethod
+    def _check_steps(cls, steps: list[float]) -> list[float]:
+        if steps != sorted(set(steps)) or (steps and not steps[0]):
+            raise ValueError("must rise from above 0 to at most 100")
+        return steps
+
+
+class ReleaseSettings(BaseModel):
+    """The gates of `marwright release`."""
+
+    model_config = _STRICT
+
+    samples: bool = True
+    """Whether the archive must carry samples, and the server answer them as recorded."""
+    warm_up: int = Field(default=3, ge=0, le=1000)
+    """Requests for each worker before its version is judged."""
+    shadow: ShadowSettings = ShadowSettings()
+    canary: CanarySettings = CanarySettings()
+    error_rate: float = Field(default=0.05, gt=0, lt=0.5)
+    """The chance that a version which is no worse is stopped, all comparisons together."""
+    step_seconds: float = Field(default=300.0, ge=1)
+    """How long a step may wait for its requests; samples are sent where traffic is too thin."""
+    drain_seconds: float = Field(default=10.0, ge=0)
+    """How long the old version may go on to answer what it holds."""
+    keep: int = Field(default=1, ge=1, le=16)
+    """How many earlier versions stay registered, to return to."""
+
+
 class Deployment(BaseModel):
     """The wanted state of one server."""
 
@@ -283,7 +377,11 @@ class Deployment(BaseModel):
     models: list[Annotated[ModelEntry, _shorthand("archive")]] | None = None
     """What is served; every archive of the store where not said."""
     ports: PortSettings | Literal["free"] = PortSettings()
-    """Where the server listens, on loopback; free: whatever is."""
+    """Where the server listens, on loopback; free: whatever is, as with a gateway."""
+    gateway: Annotated[GatewaySettings | None, BeforeValidator(_read_switch)] = None
+    """What stands in front; true: with its defaults."""
+    replicas: int = Field(default=1, ge=1, le=64)
+    """How many servers share the gateway's requests, each with all of the models."""
     limits: LimitSettings = LimitSettings()
     access: AccessSettings = AccessSettings()
     tls: TlsFiles | Literal["development"] | None = None
@@ -291,6 +389,7 @@ class Deployment(BaseModel):
     jvm: JvmSettings = JvmSettings()
     logging: LoggingSettings = LoggingSettings()
     supervision: SupervisionSettings = SupervisionSettings()
+    releases: ReleaseSettings = ReleaseSettings()
     policy: Path | None = None
     """Which archives may be loaded; marwright-policy.yaml of the store where there is one."""
     eager_batches: bool = True

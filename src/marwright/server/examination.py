@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import re
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from datetime import datetime, timezone
@@ -16,12 +17,16 @@ from marwright.archive.document import Document, Problem
 from marwright.errors import MarwrightError
 from marwright.server.deployment import Deployment, TlsFiles
 from marwright.server.memory import read_memory
+from marwright.server.nginx import find_nginx
 from marwright.server.ports import is_free
 from marwright.server.wanted import Wanted, read_wanted
 
 __all__ = ["examine", "examine_rest"]
 
 Keys = list[str | int]
+
+BEARER_TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")
+"""RFC 6750, section 2.1."""
 
 
 def examine(
@@ -40,6 +45,8 @@ def examine(
     """
     found = [
         *_check_store(deployment, trusted),
+        *_check_access(deployment),
+        *_check_gateway(deployment),
         *_check_tls(deployment),
         *_check_memory(deployment),
         *_check_properties(deployment),
@@ -165,6 +172,35 @@ def _check_versions(wanted: dict[int, Wanted]) -> Iterator[tuple[Keys, str]]:
             yield ["models", number, "default"], text
 
 
+def _check_access(deployment: Deployment) -> Iterator[tuple[Keys, str]]:
+    path = deployment.access.gateway_key
+    if path is None:
+        return
+    try:
+        text = path.read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as exc:
+        reason = exc.strerror if isinstance(exc, OSError) else "it is no text"
+        yield ["access", "gateway_key"], f"{path} cannot be read: {reason}"
+        return
+    if not BEARER_TOKEN.fullmatch(text):
+        expected = "one token of letters, digits and -._~+/="
+        yield ["access", "gateway_key"], f"{path} does not hold {expected}"
+
+
+def _check_gateway(deployment: Deployment) -> Iterator[tuple[Keys, str]]:
+    gateway = deployment.gateway
+    if gateway is None:
+        if deployment.replicas > 1:
+            yield ["replicas"], "more than one take a gateway in front: gateway: true"
+        return
+    try:
+        find_nginx()
+    except MarwrightError as exc:
+        yield ["gateway"], str(exc)
+    if gateway.tokens is not None and not gateway.tokens.is_file():
+        yield ["gateway", "tokens"], f"there is no file {gateway.tokens}"
+
+
 def _check_tls(deployment: Deployment) -> Iterator[tuple[Keys, str]]:
     if deployment.tls is None:
         return
@@ -204,9 +240,13 @@ def _check_properties(deployment: Deployment) -> Iterator[tuple[Keys, str]]:
 
 
 def _check_ports(deployment: Deployment) -> Iterator[tuple[Keys, str]]:
+    if deployment.gateway and not is_free(deployment.gateway.port):
+        yield ["gateway", "port"], f"port {deployment.gateway.port} is taken"
     if deployment.ports == "free":
         return
-    for name in type(deployment.ports).model_fields:
+    # Behind a gateway the servers listen anywhere.
+    names = ["health"] if deployment.gateway else list(type(deployment.ports).model_fields)
+    for name in names:
         port = getattr(deployment.ports, name)
         if not is_free(port):
             yield ["ports", name], f"port {port} is taken"

@@ -130,7 +130,7 @@ class Launch:
         tokens_on = properties["disable_token_authorization"] != "true"
         certificate = properties.get("certificate_file")
         grpc = {
-            f"grpc_{api}": f"{properties[f'grpc_{api}_address']}:{properties[f'grpc_{api}_port']}"
+            api: f"{properties[f'grpc_{api}_address']}:{properties[f'grpc_{api}_port']}"
             for api in ("inference", "management")
         }
         return Endpoint(
@@ -144,7 +144,8 @@ class Launch:
             policy=self._write_policy(),
             supervisor_key=self._write_key(),
             certificate=Path(certificate) if certificate else None,
-            **grpc,
+            grpc_inference=grpc["inference"],
+            grpc_management=grpc["management"],
         )
 
     def make_command(self, properties: Mapping[str, str], *, key_file: Path | None) -> list[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from marwright.client import Client, ModelVersion
 from marwright.errors import ConfigurationError, MarwrightError, ModelNotFoundError
@@ -60,6 +60,11 @@ class Step:
     def key(self) -> Key:
         """Model and version."""
         return self.name, self.version
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the step as `marwright apply --json` prints it."""
+        keys = ("kind", "name", "version", "before", "after", "interrupts", "meanwhile")
+        return {key: getattr(self, key) for key in keys}
 
     def describe(self) -> str:
         """Return the step in one line."""

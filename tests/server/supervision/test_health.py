@@ -103,7 +103,8 @@ def test_paths_and_tracebacks_are_told_only_to_who_has_the_key(
 
 @pytest.mark.parametrize("current", [True, False])
 def test_who_has_the_key_may_have_the_server_looked_at(current: bool) -> None:
-    with Health(Source(), port=0, key="secret", is_current=lambda: current) as health:
+    answers = {"/current": lambda asked: {"current": current}}
+    with Health(Source(), port=0, key="secret", answers=answers) as health:
         code, _, body = ask(health, "/current", key="secret")
         assert (code, json.loads(body)) == (200, {"current": current})
         assert ask(health, "/current")[0] == 404

@@ -14,7 +14,8 @@ from marwright.client import Client
 from marwright.client.results import Answer
 from marwright.errors import InputRejectedError, OverloadedError
 from marwright.server.deployment import Deployment, ModelEntry
-from marwright.server.supervision.probe import Probe, read_sample
+from marwright.server.samples import read_sample
+from marwright.server.supervision.probe import Probe
 from marwright.server.wanted import Wanted, read_wanted
 
 

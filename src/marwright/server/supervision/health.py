@@ -1,8 +1,8 @@
-"""The supervisor's own HTTP endpoints: /live, /ready, /started, /status, /current, on loopback.
+"""The supervisor's own HTTP endpoints: /live, /ready, /started and /status, on loopback.
 
-They answer at once, from what the supervisor last saw, and need no token; but /current looks at the
-server and its deploy.yaml now, and takes the key of the supervisor's record (registry.py), without
-which /status tells no paths and no workers' tracebacks. The others' bodies are those of
+They answer at once, from what the supervisor last saw, and need no token. Whoever sends the key of
+the supervisor's record (registry.py) is told paths and workers' tracebacks by /status, and may ask
+for more, by POST where something changes. The others' bodies are those of
 draft-inadarei-api-health-check-06: {"status": "pass" or "fail", "output": why}.
 """
 
@@ -12,12 +12,12 @@ import hmac
 import json
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Literal
 
-from marwright.errors import PortTakenError
+from marwright.errors import MarwrightError, PortTakenError
 from marwright.server.deployment import PortSettings
 from marwright.server.ports import HOST
 from marwright.server.registry import KEY_HEADER
@@ -28,6 +28,7 @@ __all__ = ["Health", "open_health"]
 _log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/health+json"
+REQUEST_BYTES = 1 << 20
 REQUEST_SECONDS = 5.0
 """How long a connection may be silent."""
 
@@ -36,7 +37,8 @@ class Health:
     """Serves what `read` returns, from a thread of its own; use it in a `with` block.
 
     `port` 0 is a free one; `url` says which. Who sends `key` is told all of /status; nobody where
-    it is "". `is_current` answers /current.
+    it is "". `answers` are further paths for them: what a POST's JSON says, None for a GET, is
+    given to the function, and what it returns is sent; a MarwrightError is sent as a problem.
     """
 
     def __init__(
@@ -45,7 +47,7 @@ class Health:
         *,
         port: int,
         key: str = "",
-        is_current: Callable[[], bool] = lambda: False,
+        answers: Mapping[str, Callable[[Any], Any]] | None = None,
     ) -> None:
         try:
             self._server = _Server((HOST, port), _Handler)
@@ -56,7 +58,7 @@ class Health:
             ) from exc
         self._server.read = read
         self._server.key = key.encode()
-        self._server.is_current = is_current
+        self._server.answers = answers or {}
         self.url = f"http://{HOST}:{self._server.server_address[1]}"
         self._thread = threading.Thread(
             target=self._server.serve_forever, name="health", daemon=True
@@ -80,7 +82,7 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     read: Callable[[], Status]
     key: bytes
-    is_current: Callable[[], bool]
+    answers: Mapping[str, Callable[[Any], Any]]
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -95,6 +97,33 @@ class _Handler(BaseHTTPRequestHandler):
         """Answer with the status code alone."""
         self._answer(with_body=False)
 
+    def do_POST(self) -> None:
+        """Do what is asked, for who has the key."""
+        length = int(self.headers.get("Content-Length") or 0)
+        if not 0 <= length <= REQUEST_BYTES:
+            self.close_connection = True
+            self._send(413, "application/json", {"error": "too large"}, True)
+            return
+        text = self.rfile.read(length)
+        answer = self.server.answers.get(self.path)
+        if answer is None or not self._has_key():
+            self._send(404, "application/json", {"error": "no such path"}, True)
+            return
+        try:
+            asked = json.loads(text)
+        except ValueError:
+            self._send(400, "application/json", {"error": "no JSON"}, True)
+            return
+        self._tell(answer, asked)
+
+    def _tell(self, answer: Callable[[Any], Any], asked: Any) -> None:
+        """Send what a function returns, or its error in the form of RFC 9457."""
+        try:
+            self._send(200, "application/json", answer(asked), True)
+        except MarwrightError as exc:
+            problem = {**exc.to_json(), "type": "about:blank", "status": 409}
+            self._send(409, "application/problem+json", problem, True)
+
     def _answer(self, *, with_body: bool) -> None:
         status = self.server.read()
         path = self.path.partition("?")[0].rstrip("/")
@@ -102,9 +131,8 @@ class _Handler(BaseHTTPRequestHandler):
             body: dict[str, Any] = status.to_json() if self._has_key() else status.to_public_json()
             self._send(200, "application/json", body, with_body)
             return
-        if path == "/current" and self._has_key():
-            body = {"current": self.server.is_current()}
-            self._send(200, "application/json", body, with_body)
+        if path in self.server.answers and self._has_key():
+            self._tell(self.server.answers[path], None)
             return
         reasons = _list_reasons(status, path)
         if reasons is None:
@@ -120,7 +148,7 @@ class _Handler(BaseHTTPRequestHandler):
         sent = self.headers.get(KEY_HEADER, "").encode("utf-8", "replace")
         return bool(self.server.key) and hmac.compare_digest(sent, self.server.key)
 
-    def _send(self, code: int, kind: str, body: dict[str, Any], with_body: bool) -> None:
+    def _send(self, code: int, kind: str, body: Any, with_body: bool) -> None:
         content = json.dumps(body).encode()
         self.send_response(code)
         self.send_header("Content-Type", kind)

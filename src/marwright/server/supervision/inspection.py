@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import signal
@@ -22,7 +23,14 @@ from marwright.errors import (
 from marwright.server.process import Process
 from marwright.server.registry import KEY_HEADER, Record
 
-__all__ = ["fetch_status", "inspect_server", "is_current", "restart_server", "stop_server"]
+__all__ = [
+    "ask_supervisor",
+    "fetch_status",
+    "inspect_server",
+    "is_current",
+    "restart_server",
+    "stop_server",
+]
 
 ANSWER_SECONDS = 5.0
 POLL_SECONDS = 0.1
@@ -45,15 +53,47 @@ def is_current(record: Record) -> bool:
     return bool(found and found.get("current"))
 
 
-def _fetch(url: str, key: str) -> dict[str, Any] | None:
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    request = urllib.request.Request(url, headers={KEY_HEADER: key})
+def ask_supervisor(
+    record: Record, path: str, asked: Any = None, *, timeout: float = ANSWER_SECONDS
+) -> Any:
+    """Return what a supervisor answers; `asked` is sent as JSON, None reads only.
+
+    Raises:
+        NoServerError: it does not answer.
+        MarwrightError: what went wrong there, in its words.
+    """
     try:
-        with opener.open(request, timeout=ANSWER_SECONDS) as answer:
-            found = json.load(answer)
+        return _send(f"{record.health_url}{path}", record.key, asked, timeout)
+    except urllib.error.HTTPError as exc:
+        with contextlib.suppress(ValueError, TypeError), exc:
+            problem = json.load(exc)
+            facts = ("message", "expected", "found", "remedy", "detail")
+            raise ServerError(**{key: problem[key] for key in facts if key in problem}) from exc
+        found = f"{exc.code} {exc.reason}"
+    except (OSError, ValueError, http.client.HTTPException) as exc:
+        found = str(exc)
+    raise NoServerError(
+        f"the supervisor of {record.name} does not answer",
+        found=found,
+        remedy=f"look at it: marwright status {record.name}",
+    )
+
+
+def _fetch(url: str, key: str) -> dict[str, Any] | None:
+    try:
+        found = _send(url, key, None, ANSWER_SECONDS)
     except (OSError, ValueError, http.client.HTTPException):
         return None
     return found if isinstance(found, dict) else None
+
+
+def _send(url: str, key: str, asked: Any, timeout: float) -> Any:
+    """Send a GET, or a POST where anything is asked, and return what comes back."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    data = None if asked is None else json.dumps(asked).encode()
+    request = urllib.request.Request(url, data, headers={KEY_HEADER: key})
+    with opener.open(request, timeout=timeout) as answer:
+        return json.load(answer)
 
 
 def inspect_server(record: Record) -> Status:

@@ -5,8 +5,6 @@ Without a sample, having its workers is all that is asked of a version.
 
 from __future__ import annotations
 
-import json
-import tempfile
 import threading
 import time
 from collections.abc import Iterable
@@ -15,17 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from marwright.archive.checks.comparison import compare_values
 from marwright.archive.checks.samples import Sample
-from marwright.archive.reader import Archive
 from marwright.client import Client
-from marwright.errors import (
-    AnswerError,
-    ConnectionFailedError,
-    MarwrightError,
-    OverloadedError,
-    RequestTimeoutError,
-)
+from marwright.errors import MarwrightError
+from marwright.server.samples import BUSY, judge_sample, read_sample
 from marwright.server.wanted import Wanted
 
 __all__ = ["Probe"]
@@ -35,9 +26,6 @@ EVERY_SECONDS = 30.0
 AGAIN_SECONDS = 2.0
 """The same where it has not answered its sample yet, or answers it wrongly."""
 ANSWER_SECONDS = 10.0
-_FOLDER = "MAR-INF/samples"
-_BUSY = (OverloadedError, ConnectionFailedError, RequestTimeoutError)
-"""Of a server that has too much to do, or is being restarted: no answer, neither a wrong one."""
 
 Key = tuple[str, str]
 Result = str | None
@@ -118,8 +106,8 @@ class Probe:
         assert target.request is not None  # ask() looks
         body, sample = target.request
         try:
-            target.result = _judge(client, key, body, sample)
-        except _BUSY:
+            target.result = judge_sample(client, key, body, sample, timeout=ANSWER_SECONDS)
+        except BUSY:
             target.due = time.monotonic() + AGAIN_SECONDS  # what was known still holds
         except MarwrightError as exc:
             target.result = f"sample {sample.name}: {exc}"
@@ -128,55 +116,3 @@ class Probe:
             target.due = time.monotonic() + (AGAIN_SECONDS if target.result else self._every)
         finally:
             target.busy = False
-
-
-def _judge(client: Client, key: Key, body: Any, sample: Sample) -> str:
-    """Send a sample; return what is wrong with the answer."""
-    try:
-        answer = client.predict(key[0], body, version=key[1], timeout=ANSWER_SECONDS)
-    except _BUSY:
-        raise
-    except AnswerError as exc:
-        if exc.status == sample.status:
-            return ""
-        return f"sample {sample.name}: {exc}"
-    if sample.status not in (None, answer.status):
-        return f"sample {sample.name} is answered with {answer.status} instead of {sample.status}"
-    if sample.answer is None:
-        return ""
-    try:
-        found = json.loads(answer.body)
-    except (ValueError, RecursionError):
-        found = answer.body.decode("utf-8", "replace")
-    difference = compare_values(sample.answer, found, subset=True)
-    grave = difference is not None and difference.is_grave
-    return f"sample {sample.name}: {difference.text}" if difference and grave else ""
-
-
-def read_sample(path: Path) -> tuple[Any, Sample] | None:
-    """Return the first sample of an archive, as it is sent; None where it carries none."""
-    try:
-        with Archive.open(path) as archive, tempfile.TemporaryDirectory() as scratch:
-            names = tuple(name for name in archive.names if name.startswith(_FOLDER))
-            if not names:
-                return None
-            folder = archive.extract(Path(scratch) / "samples", members=names)
-            samples = Sample.read_all(folder)
-            return (
-                (_encode(samples[0], samples[0].path.read_bytes()), samples[0]) if samples else None
-            )
-    except (MarwrightError, OSError):
-        return None  # TorchServe itself says what it cannot load
-
-
-def _encode(sample: Sample, content: bytes) -> Any:
-    """Return a body as the client takes it, so that it sends the kind that the sample has."""
-    kind = sample.content_type or ""
-    try:
-        if kind.startswith("application/json"):
-            return json.loads(content)
-        if kind.startswith("text/"):
-            return content.decode()
-    except ValueError:
-        pass  # then as bytes: a sample may be one that is to be refused
-    return content

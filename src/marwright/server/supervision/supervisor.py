@@ -19,7 +19,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from marwright.client import Client
+from marwright.client import Client, Endpoint
 from marwright.errors import ClientError, JavaError, MarwrightError, ServerError
 from marwright.server.change import prepare_change
 from marwright.server.deployment import Deployment, LoggingSettings
@@ -59,7 +59,8 @@ class Supervisor:
 
     `path` is the deploy.yaml, where there is one; `reread` returns the deployment anew and raises
     MarwrightError where it cannot be used. `tell` hears of what happens in a line for people;
-    `serving` is called once the server serves, and told whether it was adopted.
+    `serving` is called once the server serves: with where, its name, the seconds that it took to
+    get ready, and whether it was adopted.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class Supervisor:
         *,
         reread: Callable[[], Deployment] | None = None,
         tell: Callable[[str], None] | None = None,
-        serving: Callable[[TorchServe, str, bool], None] | None = None,
+        serving: Callable[[Endpoint, str, float, bool], None] | None = None,
     ) -> None:
         self.deployment = deployment
         self.path = path.resolve() if path else None
@@ -110,7 +111,7 @@ class Supervisor:
                 self.deployment.ports,
                 last=self._tenure.find_health_port(),
                 key=self._tenure.key,
-                is_current=self.is_current,
+                answers={"/current": lambda _: {"current": self.is_current()}},
             )
             self._health = stack.enter_context(health)
             self._update(health_url=health.url)
@@ -158,7 +159,8 @@ class Supervisor:
             self._arm(server, self.deployment)
             endpoint = dataclasses.replace(server.endpoint, health_url=self._health.url)
             endpoint.write(server.run_folder / "endpoint.json")
-        self._update(name=self._tenure.settle(server, self._health.url))
+        url = server.endpoint.inference_url
+        self._update(name=self._tenure.settle(server.run_folder, url, self._health.url))
         stack.enter_context(announce(self._tenure.name, server.run_folder))
         self._connect()
         _log.info("serving %s at %s", self._tenure.name, server.endpoint.inference_url)
@@ -166,7 +168,9 @@ class Supervisor:
             self._jobs.start(functools.partial(self._care.apply, self.deployment))
         self._check()
         if self._serving:
-            self._serving(server, self._tenure.name, adopted is not None)
+            self._serving(
+                server.endpoint, self._tenure.name, server.ready_seconds, adopted is not None
+            )
         notify_systemd(SERVING)
 
     def _arm(self, server: TorchServe, deployment: Deployment) -> None:

@@ -13,7 +13,6 @@ from urllib.parse import urlsplit
 from marwright.server.deployment import Deployment
 from marwright.server.process import read_start_time
 from marwright.server.registry import Claim, Record, check_form, claim
-from marwright.server.torchserve import TorchServe
 
 __all__ = ["Tenure"]
 
@@ -29,8 +28,9 @@ class Tenure:
     """
 
     def __init__(self, deployment: Deployment, path: Path | None, since: str) -> None:
-        ports = deployment.ports
-        self.name = deployment.name or ("" if ports == "free" else str(ports.inference))
+        ports, gateway = deployment.ports, deployment.gateway
+        port = gateway.port if gateway else "" if ports == "free" else ports.inference
+        self.name = deployment.name or str(port)
         self._path = path
         self._since = since
         self.key = secrets.token_urlsafe(24)
@@ -68,13 +68,17 @@ class Tenure:
         urls = [one.previous.health_url for one in self._claims if one.previous]
         return next((urlsplit(url).port or 0 for url in urls if url), 0)
 
-    def settle(self, server: TorchServe, health_url: str) -> str:
+    def note(self, run_folder: Path) -> None:
+        """Say where the server will be, so that a supervisor killed meanwhile leaves word of it."""
+        self._write("", str(run_folder))
+
+    def settle(self, run_folder: Path, inference_url: str, health_url: str) -> str:
         """Say which server it is; return its name."""
         if not self.name:
-            name = server.endpoint.inference_url.rpartition(":")[2]
+            name = inference_url.rpartition(":")[2]
             self._claims.append(claim(name))
             self.name = name
-        self._write(health_url, str(server.run_folder))
+        self._write(health_url, str(run_folder))
         return self.name
 
     def _write(self, health_url: str, run_folder: str) -> None:

@@ -1,0 +1,196 @@
+"""One of the servers behind a gateway: a `marwright serve` of its own, held through a guard."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from marwright.client import Client, Endpoint
+from marwright.errors import ServerDiedError
+from marwright.server.change import Change, hold_server, make_change, prepare_change
+from marwright.server.deployment import Deployment
+from marwright.server.process import Process
+from marwright.server.registry import Record, list_records
+from marwright.server.supervision.inspection import fetch_status
+from marwright.storage import write_file
+
+__all__ = ["Replica", "derive"]
+
+_log = logging.getLogger(__name__)
+
+GRACE_SECONDS = 40.0
+"""How long it may take to end in order: its server answers what it holds first."""
+FIRST_PAUSE = 1.0
+"""Seconds before it is started again; it doubles."""
+DERIVED = "deploy.yaml"
+_OWN = ("gateway", "replicas", "releases", "tls", "ports", "name")
+"""Keys of a deployment that are the gateway's, or differ between replicas."""
+
+
+class Replica:
+    """One server of a site; `number` counts from 1, `folder` is its own below the site's."""
+
+    def __init__(self, name: str, number: int, folder: Path) -> None:
+        self.name = f"{name}.{number}"
+        self.number = number
+        self.folder = folder
+        self.status: dict[str, Any] = {}
+        """What its supervisor said when it was last looked at; empty while it does not answer."""
+        self._process: Process | None = None
+        self._failures = 0
+        self._due = 0.0
+
+    @property
+    def path(self) -> Path:
+        """Its deploy.yaml."""
+        return self.folder / DERIVED
+
+    @property
+    def record(self) -> Record | None:
+        """What its supervisor leaves for others; None until it has begun."""
+        record = list_records().get(self.name)
+        return record if record is not None and record.config == str(self.path.resolve()) else None
+
+    @property
+    def endpoint(self) -> Endpoint | None:
+        """Where its server answers; None while it has none."""
+        record = self.record
+        path = Path(record.run_folder) / "endpoint.json" if record and record.run_folder else None
+        return Endpoint.read(path) if path and path.exists() else None
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether every wanted version had its workers and answered, at the last look."""
+        return bool(self.status.get("ready"))
+
+    def write(self, values: Mapping[str, Any]) -> None:
+        """Write its deploy.yaml."""
+        values = {**values, "name": self.name}
+        if folder := values.get("logging", {}).get("folder"):
+            values["logging"] = {**values["logging"], "folder": f"{folder}/replica-{self.number}"}
+        self.folder.mkdir(mode=0o700, exist_ok=True)
+        with write_file(self.path) as stream:
+            stream.write(json.dumps(values, indent=1).encode())  # which is YAML too
+
+    def start(self, *, threads: int, linger: float) -> None:
+        """Start its supervisor; `threads` are what one of its workers may use."""
+        limits = dict.fromkeys(
+            ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads)
+        )
+        self._process = Process.start(
+            self.folder,
+            [sys.executable, "-m", "marwright", "serve", "--deploy", str(self.path), "--json"],
+            environment={**limits, **os.environ},
+            grace=GRACE_SECONDS,
+            linger=linger,
+        )
+
+    def adopt(self) -> bool:
+        """Hold what a site that was killed has left; return whether there is anything."""
+        try:
+            self._process = Process.adopt(self.folder, grace=GRACE_SECONDS)
+        except ServerDiedError:
+            return False
+        return self._process.exit_status is None
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether its supervisor has given up, or was never started."""
+        return self._process is None or self._process.exit_status is not None
+
+    def ask(self) -> None:
+        """Ask its supervisor how it is."""
+        record = self.record
+        answers = record is not None and record.is_alive and record.health_url
+        status = fetch_status(record.health_url, record.key) if record and answers else None
+        self.status = status or {}
+        if self.is_ready:
+            self._failures = 0
+
+    def mend(self, *, threads: int, linger: float, longest_pause: float) -> None:
+        """Start it again where it has ended, after a pause that grows with its failures."""
+        if not self.has_ended:
+            self._due = 0.0
+            return
+        now = time.monotonic()
+        if not self._due:
+            self._failures += 1
+            pause = min(FIRST_PAUSE * 2.0 ** min(self._failures - 1, 30), longest_pause)
+            self._due = now + pause
+            text = f"the server {self.name} has ended; starting it again in {pause:g} s"
+            _log.error("%s", text, extra={"detail": self.read_end()})
+        if now >= self._due:
+            if self._process is not None:
+                self._process.end(keep_folder=True)
+            self.start(threads=threads, linger=linger)
+
+    def list_problems(self) -> list[str]:
+        """Return why it is not as it is to be."""
+        if self.has_ended:
+            return ["it has ended"]
+        if not self.status:
+            return ["its supervisor does not answer yet"]
+        models = [
+            f"{m['name']} {m['version']}: {m['problem']}"
+            for m in self.status["models"]
+            if m["problem"]
+        ]
+        phase = self.status["phase"]
+        said = [*self.status["problems"], *models, *self.status["differences"]]
+        return said or ([] if phase == "serving" else [f"it is {phase}"])
+
+    def read_end(self) -> str:
+        """Return what its supervisor said last."""
+        try:
+            text = (self.folder / "output.log").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return ""
+        return text[-2000:].strip()
+
+    def plan(self) -> Change:
+        """Return what has to be done for its deploy.yaml; raises what prepare_change raises."""
+        with self.connect() as client:
+            return prepare_change(self.path, client)
+
+    def apply(self) -> Change:
+        """Bring its server to what its deploy.yaml says; return what was done."""
+        with self.connect() as client, hold_server(client):
+            change = prepare_change(self.path, client)
+            make_change(change, client)
+            return change
+
+    def connect(self) -> Client:
+        """Return a client of its server.
+
+        Raises:
+            ServerDiedError: it has none now.
+        """
+        endpoint = self.endpoint
+        if endpoint is None:
+            raise ServerDiedError(f"the server {self.name} does not run now")
+        return Client(endpoint)
+
+    def stop(self) -> None:
+        """End its supervisor and its server, in order."""
+        if self._process is not None:
+            self._process.end()
+
+
+def derive(deployment: Deployment, *, gateway_key: Path | None) -> dict[str, Any]:
+    """Return what one replica is to be: the deployment without what is the gateway's.
+
+    Requests reach it only through the gateway, which has the certificate and the clients' tokens;
+    `gateway_key` is the file of what it sends instead, None where tokens are off.
+    """
+    values = deployment.model_dump(mode="json", exclude_unset=True)
+    access = {**values.get("access", {})}
+    if gateway_key is not None:
+        access["gateway_key"] = str(gateway_key)
+    values = {key: value for key, value in values.items() if key not in _OWN}
+    return {**values, "store": str(deployment.store), "ports": "free", "access": access}

@@ -1,0 +1,197 @@
+"""Where a release is made: one server, or a gateway with the servers behind it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from marwright.client import Client, Endpoint, ModelVersion
+from marwright.errors import ModelNotFoundError, NoServerError, UsageError
+from marwright.release.history import HISTORY_NAME, History
+from marwright.server.change import hold_server, make_change, prepare_change
+from marwright.server.deployment import Deployment, ReleaseSettings
+from marwright.server.registry import Record, find_record, list_records
+from marwright.server.supervision.inspection import ask_supervisor
+
+__all__ = ["find_version", "list_files", "open_target", "Target"]
+
+CHANGE_SECONDS = 60.0
+APPLY_SECONDS = 300.0
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a release talks to; `open_target` makes one."""
+
+    name: str
+    clients: tuple[Client, ...]
+    """One for each server, past any gateway."""
+    settings: ReleaseSettings
+    history: History
+    path: Path | None = None
+    """The deploy.yaml, where there is one."""
+    record: Record | None = None
+    """The supervisor, where there is one of ours."""
+    gateway: Client | None = None
+    """What clients use, where a gateway splits traffic."""
+
+    @property
+    def store(self) -> Path | None:
+        """The folder of archives, where it is known here."""
+        return self.clients[0].endpoint.model_store
+
+    @property
+    def deployment_digest(self) -> str:
+        """SHA-256 of the deploy.yaml; empty where there is none."""
+        return hashlib.sha256(self.path.read_bytes()).hexdigest() if self.path else ""
+
+    def direct(self, **split: Any) -> None:
+        """Set the split of a model's traffic; with the model alone, take it away."""
+        if self.record is not None and self.gateway is not None:
+            ask_supervisor(self.record, "/traffic", split, timeout=CHANGE_SECONDS)
+
+    def observe(self, model: str, **asked: Any) -> dict[str, Any]:
+        """Return what the versions of a model's split have answered."""
+        assert self.record is not None  # who asks has a gateway
+        observed: dict[str, Any] = ask_supervisor(
+            self.record, "/observed", {"model": model, **asked}, timeout=CHANGE_SECONDS
+        )
+        return observed
+
+    def apply(self) -> None:
+        """Bring the servers to what deploy.yaml says now; raises what that raises."""
+        if self.path is None:
+            return
+        if self.gateway is not None and self.record is not None:
+            ask_supervisor(self.record, "/apply", {}, timeout=APPLY_SECONDS)
+            return
+        for client in self.clients:
+            with hold_server(client):
+                make_change(prepare_change(self.path, client), client)
+
+    def list_pending(self) -> list[str]:
+        """Return what `marwright apply` would do; nothing where all is as deploy.yaml says."""
+        if self.path is None:
+            return []
+        if self.gateway is not None and self.record is not None:
+            rows = ask_supervisor(self.record, "/apply", {"dry_run": True}, timeout=CHANGE_SECONDS)
+            return [
+                f"{step['kind']} {step['name']} {step['version']}"
+                for row in rows
+                for step in row["plan"]
+            ]
+        return [
+            step.describe()
+            for client in self.clients
+            for step in prepare_change(self.path, client).plan.steps
+        ]
+
+
+@contextlib.contextmanager
+def open_target(
+    to: str | None,
+    *,
+    inference_url: str = "",
+    key_file: Path | None = None,
+    store: Path | None = None,
+    history: Path | None = None,
+) -> Iterator[Target]:
+    """Yield the server that is meant: a deploy.yaml, a server's name, or a management address.
+
+    The further arguments are for an address, of a server that marwright does not supervise.
+
+    Raises:
+        NoServerError: it does not run.
+        UsageError: nothing is named, and it is not clear what is meant.
+        ConfigurationError: its deploy.yaml cannot be used.
+    """
+    with contextlib.ExitStack() as stack:
+        if to is not None and to.startswith(("http://", "https://")):
+            endpoint = Endpoint(inference_url or to, to, key_file=key_file, model_store=store)
+            client = stack.enter_context(Client(endpoint))
+            kept = state_folder() / f"{to.partition('//')[2].replace('/', '_')}.jsonl"
+            yield Target(to, (client,), ReleaseSettings(), History(history or kept))
+            return
+        record = _find_record(to)
+        path = Path(record.config) if record.config else None
+        settings = Deployment.parse(path)[0].releases if path else ReleaseSettings()
+        folder = Path(record.run_folder)
+        parts = _list_parts(record)
+        clients = [stack.enter_context(Client(Endpoint.read(part))) for part in parts]
+        gateway = None
+        if parts != [folder / "endpoint.json"]:
+            gateway = stack.enter_context(Client(Endpoint.read(folder / "endpoint.json")))
+        kept = path.with_name(HISTORY_NAME) if path else state_folder() / f"{record.name}.jsonl"
+        yield Target(
+            name=record.name,
+            clients=tuple(clients),
+            settings=settings,
+            history=History(history or kept),
+            path=path,
+            record=record,
+            gateway=gateway,
+        )
+
+
+def state_folder() -> Path:
+    """Return where releases are written down that no deploy.yaml is beside."""
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state"
+    folder = Path(state) / "marwright/releases"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _find_record(to: str | None) -> Record:
+    """Return the supervisor of a deploy.yaml or of a name; of ./deploy.yaml, or the only one."""
+    if to is None and Path("deploy.yaml").is_file():
+        to = "deploy.yaml"
+    path = Path(to) if to else None
+    if path is not None and (path.suffix in {".yaml", ".yml"} or path.is_file()):
+        if not path.is_file():
+            raise UsageError(f"there is no {path}", remedy="pass --to FILE, a name or an address")
+        config = str(path.resolve())
+        for record in list_records().values():
+            if record.config == config and record.is_alive and record.run_folder:
+                return record
+        raise NoServerError(
+            f"no server runs that was started from {path}",
+            remedy=f"start it: marwright serve --deploy {path}",
+        )
+    record = find_record(to)
+    if not record.is_alive or not record.run_folder:
+        raise NoServerError(
+            f"the server {record.name} has no supervisor now",
+            remedy="marwright serve adopts it",
+        )
+    return record
+
+
+def _list_parts(record: Record) -> list[Path]:
+    """Return where the endpoints of the servers stand that a supervisor has."""
+    folder = Path(record.run_folder)
+    replicas = [
+        item
+        for item in list_records().values()
+        if item.config.startswith(f"{folder}/replica-") and item.run_folder
+    ]
+    if not replicas:
+        return [folder / "endpoint.json"]
+    return [Path(item.run_folder) / "endpoint.json" for item in replicas]
+
+
+def find_version(client: Client, model: str, version: str) -> ModelVersion | None:
+    """Return a version as a server has it; None where it has none."""
+    try:
+        return client.models.describe(model, version)
+    except ModelNotFoundError:
+        return None
+
+
+def list_files(client: Client, model: str) -> dict[str, str]:
+    """Return the archives of a model's versions, by version."""
+    return {item.version: item.archive.rpartition("/")[2] for item in client.models.versions(model)}
