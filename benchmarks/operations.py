@@ -65,7 +65,7 @@ def main() -> None:
     result |= {
         "date": date.today().isoformat(),
         "machine": f"{os.cpu_count()} cores, {platform.machine()}, {platform.system()}",
-        "versions": {p: version(p) for p in ("aiohttp", "marwright", "requests", "torchserve")},
+        "packages": {p: version(p) for p in ("aiohttp", "marwright", "requests", "torchserve")},
         "python": platform.python_version(),
     }
     with tempfile.TemporaryDirectory(prefix="marwright-bench-") as name:
