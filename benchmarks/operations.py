@@ -30,6 +30,7 @@ import requests
 import yaml
 from contestants.load import finish_wrk, start_wrk, wait_for_quiet
 from PIL import Image
+from releases import measure_gateway, measure_release, measure_replicas
 from way import boot_plain, spread
 
 from marwright.archive import Run, pack_run
@@ -60,6 +61,9 @@ def main() -> None:
         "versions": measure_versions,
         "client": measure_client,
         "async_client": measure_async_client,
+        "gateway": measure_gateway,
+        "release": measure_release,
+        "replicas": measure_replicas,
     }
     result: dict[str, Any] = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else {}
     result |= {

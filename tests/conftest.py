@@ -4,21 +4,103 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from PIL import Image
 
 from marwright.archive import Packed, Run, pack_run
 from marwright.server import TorchServe
+from marwright.server.registry import find_record, list_records
+from marwright.server.supervision.inspection import fetch_status, stop_server
 
 ROOT = Path(__file__).parents[1]
 HANDLERS = ROOT / "handlers"
+BOOT_SECONDS = 150.0
+"""Generous: other tests may have the machine."""
+
+
+def wait_until(is_true: Callable[[], Any], *, timeout: float = BOOT_SECONDS) -> Any:
+    deadline = time.monotonic() + timeout
+    while not (value := is_true()):
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.1)
+    return value
+
+
+class Served:
+    """A `marwright serve` in a folder of its own, with what it says."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.folder = folder
+        self.name = name
+        self.config = folder / "deploy.yaml"
+        self.errors = folder / "errors.txt"
+        self.process: subprocess.Popen[str] | None = None
+
+    def write(self, **values: Any) -> None:
+        values = {
+            "name": self.name,
+            "store": str(self.folder / "store"),
+            "ports": "free",
+            "logging": {"folder": str(self.folder / "logs")},
+            **values,
+        }
+        values.setdefault("supervision", {}).setdefault("check_seconds", 0.2)
+        self.config.write_text(yaml.safe_dump(values), encoding="utf-8")
+
+    def start(self) -> dict[str, Any]:
+        """Start it; return the line that it prints once it serves."""
+        if self.process is not None and self.process.stdout is not None:
+            self.process.stdout.close()
+        with self.errors.open("w") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "marwright", "serve", "--json"],
+                cwd=self.folder,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            )
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, self.errors.read_text()
+        facts: dict[str, Any] = json.loads(line)
+        return facts
+
+    def status(self) -> dict[str, Any]:
+        record = find_record(self.name)
+        return fetch_status(record.health_url, record.key) or {}
+
+    def wait(self, key: str = "ready") -> dict[str, Any]:
+        """Wait until a question's answer is yes; return the whole status."""
+        return wait_until(lambda: (s := self.status()).get(key) and s)
+
+    def find(self, key: str) -> dict[str, Any]:
+        """Return the status of one version, as "cnn 1.0"."""
+        found = {f"{m['name']} {m['version']}": m for m in self.status()["models"]}
+        return found.get(key, {})
+
+    def read_log(self) -> str:
+        return (self.folder / "logs/supervisor.log").read_text()
+
+    def end(self) -> None:
+        if self.process is not None:
+            if self.process.poll() is None:
+                self.process.terminate()
+            self.process.wait(60)
+            assert self.process.stdout is not None
+            self.process.stdout.close()
+        for record in list_records().values():
+            stop_server(record, timeout=60)
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import subprocess
 import tempfile
 from collections import namedtuple
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
@@ -76,14 +78,36 @@ def test_a_torchvision_without_its_operators_is_a_note(extra: str, state: str) -
     assert doctor._judge("torchvision", "0.23.0", extra).state == state
 
 
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("ports: {ports}", "inference"),
+        ("ports: {ports}", "health"),
+        ("gateway: {{port: {port}}}\nports: {ports}", "gateway"),
+    ],
+)
 def test_a_taken_port_is_a_note_that_names_it(
-    monkeypatch: pytest.MonkeyPatch, taken_port: int
+    tmp_path: Path, taken_port: int, text: str, name: str
 ) -> None:
-    monkeypatch.setattr(doctor, "Ports", lambda: Ports(inference=taken_port))
-    finding = doctor._check_ports()
+    path = tmp_path / "deploy.yaml"
+    ports = {**asdict(Ports.find_free()), "health": Ports.find_free().inference}
+    if name in ports:
+        ports[name] = taken_port
+    path.write_text(text.format(port=taken_port, ports=json.dumps(ports)))
+    finding = doctor._check_ports(path)
     assert finding.state == "note"
-    assert str(taken_port) in finding.found
+    assert finding.found == f"port {taken_port} ({name}) is taken"
     assert "--free-ports" in finding.remedy
+
+
+def test_the_ports_of_the_deployment_are_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "deploy.yaml"
+    path.write_text("ports: free\n")
+    assert doctor._check_ports(path) == Finding("ports", "ok", "whatever is free")
+    default = ["inference", "management", "metrics", "grpc_inference", "grpc_management", "health"]
+    path.write_text("ports: [no, such]\n")
+    assert list(doctor._list_ports(path)) == default
+    assert list(doctor._list_ports(tmp_path / "absent")) == default
 
 
 def test_no_java_fails_and_says_what_was_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import platform
 import shutil
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
@@ -17,8 +18,9 @@ from typing import Literal
 import psutil
 
 from marwright.errors import MarwrightError
+from marwright.server.deployment import Deployment
 from marwright.server.java import find_java
-from marwright.server.ports import Ports
+from marwright.server.ports import Ports, list_taken
 
 __all__ = ["examine", "Finding"]
 
@@ -48,12 +50,12 @@ class Finding:
     remedy: str = ""
 
 
-def examine(store: Path) -> Iterator[Finding]:
-    """Run every check, quick ones first."""
+def examine(store: Path, deploy: Path = Path("deploy.yaml")) -> Iterator[Finding]:
+    """Run every check, quick ones first; `deploy` says which ports are meant, if it is there."""
     yield _check_python()
     yield from _check_packages()
     yield _check_java()
-    yield _check_ports()
+    yield _check_ports(deploy)
     yield _check_memory()
     yield from _check_disk(store)
     yield from _check_imports()
@@ -93,13 +95,29 @@ def _check_java() -> Finding:
     return Finding("Java", "ok", f"{java.version} from {java.origin}")
 
 
-def _check_ports() -> Finding:
-    ports = Ports()
-    try:
-        ports.check_free()
-    except MarwrightError as exc:
-        return Finding("ports", "note", exc.message, exc.remedy)
-    return Finding("ports", "ok", "8080, 8081, 8082, 7070, 7071 are free")
+def _check_ports(deploy: Path) -> Finding:
+    ports = _list_ports(deploy)
+    if taken := list_taken(ports):
+        remedy = "stop what listens there, or choose others: ports in deploy.yaml, or --free-ports"
+        return Finding("ports", "note", f"port {', '.join(taken)} is taken", remedy)
+    found = f"{', '.join(map(str, ports.values()))} are free" if ports else "whatever is free"
+    return Finding("ports", "ok", found)
+
+
+def _list_ports(deploy: Path) -> dict[str, int]:
+    """Return the ports that a server would take here; the default ones where no file says."""
+    deployment = Deployment()
+    if deploy.is_file():
+        with contextlib.suppress(MarwrightError):  # marwright config check says what is wrong
+            deployment, _ = Deployment.parse(deploy)
+    ports: dict[str, int] = {}
+    if deployment.gateway:
+        ports["gateway"] = deployment.gateway.port
+    elif deployment.ports != "free":
+        ports |= asdict(Ports.from_deployment(deployment))
+    if deployment.ports != "free":
+        ports["health"] = deployment.ports.health
+    return ports
 
 
 def _check_memory() -> Finding:

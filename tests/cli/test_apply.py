@@ -1,22 +1,36 @@
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
 from typer.testing import CliRunner, Result
 
 from marwright.cli.apply import apply
-from marwright.client import Client
-from marwright.errors import ConfigurationError, StorageError, UsageError
+from marwright.client import Client, Endpoint
+from marwright.errors import (
+    ConfigurationError,
+    MarwrightError,
+    ServerError,
+    StorageError,
+    UsageError,
+)
 from marwright.server import TorchServe, examination
 from marwright.server.change import hold_server, prepare_change
 from marwright.server.deployment import Deployment
-from marwright.server.registry import announce
+from marwright.server.launch import RUNNING_NAME
+from marwright.server.process import read_start_time
+from marwright.server.registry import Record, announce, claim
+from marwright.server.supervision.health import Health
+from marwright.server.supervision.status import Status
 
 pytestmark = pytest.mark.server
 
@@ -160,3 +174,124 @@ def test_a_foreign_server_keeps_its_store(
         change = prepare_change(path, client)
         assert [step.kind for step in change.plan.steps] == ["scale"]
         assert change.restart == ()
+
+
+def test_a_key_that_is_newer_than_the_running_server_counts_as_its_default(
+    run_apply: Apply, running: TorchServe, folder: Path
+) -> None:
+    run_apply()
+    path = running.run_folder / RUNNING_NAME
+    whole = path.read_text(encoding="utf-8")
+    values = json.loads(whole)
+    del values["replicas"], values["limits"]["queue"]
+    try:
+        path.write_text(json.dumps(values), encoding="utf-8")
+        assert prepare_change(folder / "deploy.yaml", running.client).restart == ()
+        (folder / "deploy.yaml").write_text(FIRST + "limits: {queue: 7}\n", encoding="utf-8")
+        restart = prepare_change(folder / "deploy.yaml", running.client).restart
+        assert restart == ("limits.queue: 100 -> 7",)
+    finally:
+        path.write_text(whole, encoding="utf-8")
+
+
+class FakeSite:
+    """Answers as a site's supervisor does; `asked` is what it was asked to do."""
+
+    def __init__(self, replicas: list[dict[str, Any]], taken: list[str]) -> None:
+        self.rows: list[dict[str, Any]] = [
+            *replicas,
+            {"server": "site", "plan": [], "restart": [], "taken": taken},
+        ]
+        self.asked: list[object] = []
+        self.error: MarwrightError | None = None
+
+    def apply(self, asked: object) -> list[dict[str, Any]]:
+        self.asked.append(asked)
+        if self.error is not None and not asked:
+            raise self.error
+        return self.rows
+
+
+STEP: dict[str, Any] = {
+    "kind": "scale",
+    "name": "cnn",
+    "version": "1.0",
+    "before": "1",
+    "after": "2",
+    "interrupts": False,
+    "meanwhile": "",
+}
+
+
+@pytest.fixture
+def apply_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Result]]:
+    """Return a function that runs the command where a fake site runs, with one replica."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "runtime"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "deploy.yaml").write_text("gateway: true\n", encoding="utf-8")
+    app = typer.Typer()
+    app.command()(apply)
+    with contextlib.ExitStack() as stack:
+
+        def run(site: FakeSite, *words: str) -> Result:
+            answers = {
+                "/apply": site.apply,
+                "/look": lambda _: {"ready": True},
+                "/current": lambda _: {"current": False},
+            }
+            health = Health(Status, port=0, key="key", answers=answers)
+            url, folder = stack.enter_context(health).url, tmp_path / "run"
+            start = read_start_time(os.getpid()) or ""
+            record = Record("site", os.getpid(), start, "today", health_url=url, key="key")
+            configs = {"site": tmp_path, "site.1": folder / "replica-1"}
+            for name, place in configs.items():
+                held = claim(name)
+                stack.callback(held.release)
+                config = str((place / "deploy.yaml").resolve())
+                theirs = url if name == "site" else ""
+                record = replace(record, name=name, config=config, health_url=theirs)
+                held.write(replace(record, run_folder=str(folder)))
+            Endpoint(url, url, health_url=url).write(folder / "endpoint.json")
+            stack.enter_context(announce("site", folder))
+            return CliRunner().invoke(app, list(words))
+
+        yield run
+
+
+def test_a_site_s_plan_is_printed_before_it_is_made(apply_to: Callable[..., Result]) -> None:
+    site = FakeSite([{"server": "site.1", "plan": [STEP], "restart": []}], ["gateway.port: 1 -> 2"])
+    result = apply_to(site)
+    assert result.exit_code == 0
+    assert "the gateway takes gateway.port: 1 -> 2\neach of site.1:\n" in result.stdout
+    assert [line.split()[:3] for line in result.stdout.splitlines()[-1:]] == [
+        ["scale", "cnn", "1.0"]
+    ]
+    assert site.asked == [{"dry_run": True}, {}]
+
+
+def test_a_site_s_plan_is_there_as_json(apply_to: Callable[..., Result]) -> None:
+    site = FakeSite([{"server": "site.1", "plan": [STEP], "restart": ["limits.queue: 1 -> 2"]}], [])
+    result = apply_to(site, "--dry-run", "--json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout) == {
+        "plan": [{"server": "site.1", **STEP}],
+        "restart": ["limits.queue: 1 -> 2"],
+        "gateway": [],
+    }
+    assert site.asked == [{"dry_run": True}]
+
+
+def test_what_a_site_takes_only_by_a_restart_is_exit_status_1(
+    apply_to: Callable[..., Result],
+) -> None:
+    row = {"server": "site.1", "plan": [], "restart": ["limits.queue: 1 -> 2"]}
+    result = apply_to(FakeSite([row], []))
+    assert result.exit_code == 1
+    assert "needs: marwright restart" in result.stderr
+
+
+def test_what_goes_wrong_in_a_site_is_said_in_its_words(apply_to: Callable[..., Result]) -> None:
+    site = FakeSite([{"server": "site.1", "plan": [STEP], "restart": []}], [])
+    site.error = ServerError("the worker died", remedy="mend it")
+    with pytest.raises(ServerError, match="the worker died"):
+        raise apply_to(site).exception or AssertionError

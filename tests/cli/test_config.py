@@ -96,13 +96,25 @@ def test_what_is_computed_says_so(config: Config) -> None:
     [
         ("limits.queues", "limits.queue"),
         ("jobqueue_size", "job_queue_size"),
-        ("models.cnn.mar.batchsize", "batch_size"),
+        ("models.cnn.mar.batchsize", "models[].batch_size"),
+        ("workers", "models[].workers?"),
+        ("heap", "jvm.heap?"),
     ],
 )
 def test_an_unknown_key_names_the_nearest(config: Config, key: str, near: str) -> None:
     error = config("explain", key).exception
     assert isinstance(error, UsageError)
-    assert near in error.found
+    assert f"did you mean {near}" in error.remedy
+
+
+@pytest.mark.parametrize("key", ["models[].batch_size", "models.batch_size"])
+def test_a_key_of_every_entry_is_explained_with_what_each_says(config: Config, key: str) -> None:
+    found = json.loads(config("explain", key, "--json").stdout)
+    assert found["key"] == "models[].batch_size"
+    assert found["value"] == "models.0: 4, models.1: 8"
+    assert found["origin"] == "deploy.yaml:3, model-config.yaml of cnn-2.0.mar"
+    assert found["becomes"] == ["batchSize"]
+    assert not found["does"].endswith(".mar.")
 
 
 def test_every_key_can_be_explained() -> None:

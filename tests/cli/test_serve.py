@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
 import subprocess
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -14,7 +17,9 @@ from marwright.archive import Packed
 from marwright.cli import serve
 from marwright.cli.configuration import Configuration, find_configuration
 from marwright.cli.detach import start_detached
+from marwright.client import Endpoint
 from marwright.errors import ConfigurationError, UsageError
+from marwright.server.ports import Ports
 from marwright.server.registry import list_records
 from marwright.server.supervision.inspection import stop_server
 
@@ -136,11 +141,32 @@ def test_detached_it_returns_once_ready_and_goes_on(
     folder: Path, marwright: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
     (folder / "model_store/none.mar").write_text("no archive", encoding="utf-8")
-    result = marwright("serve", "--detach", "--free-ports", "--name", "away", cwd=folder)
+    text = f"name: away\nports: {json.dumps(asdict(Ports.find_free()))}\n"
+    (folder / "deploy.yaml").write_text(text, encoding="utf-8")
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with contextlib.suppress(OSError):  # then somebody else has it
+            other.bind(("127.0.0.1", 8083))
+            other.listen()
+        result = marwright("serve", "--detach", cwd=folder)
     assert result.returncode == 1  # not ready: one archive is broken; the other is served
+    assert "port 8083 is taken; the health endpoints are at http://127.0.0.1:" in result.stderr
     assert "none.mar is no model archive" in result.stderr
     assert "it goes on" in result.stderr
+    (found,) = json.loads(marwright("status", "--json").stdout)
+    assert found["endpoint"] == str(folder / "runtime/marwright/away.json")
+    endpoint = Endpoint.read(Path(found["endpoint"]))
+    assert (str(endpoint.key_file), endpoint.health_url) == (
+        found["key_file"],
+        found["health_url"],
+    )
     (folder / "model_store/none.mar").unlink()
+    (folder / "deploy.yaml").write_text(f"{text}nmae: x\n", encoding="utf-8")
+    refused = marwright("restart", "away", cwd=folder)
+    assert refused.returncode == 1
+    told = f"{folder}/deploy.yaml cannot be used: found line 3: nmae: no such key"
+    assert refused.stderr == f"error: {told}; did you mean name?\n"
+    (folder / "deploy.yaml").write_text(text, encoding="utf-8")
     restarted = marwright("restart", "away", cwd=folder)
     assert restarted.returncode == 0, restarted.stderr
     assert "it was away for" in restarted.stderr

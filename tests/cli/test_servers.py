@@ -147,6 +147,7 @@ def test_a_supervisor_that_does_not_answer_is_told(
     announce("one", **values)
     result = call("status", "--live")
     assert result.exit_code == 1
+    assert call("status").exit_code == (phase != "starting")
     assert f"{phase}, not ready" in result.output
 
 

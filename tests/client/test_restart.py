@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 import pytest
 
 from marwright.client import Endpoint, Retries
-from marwright.errors import ConnectionFailedError
+from marwright.errors import ConnectionFailedError, TokenRejectedError
 
 SERVER = """
 import json, sys
@@ -74,6 +76,62 @@ def test_a_client_goes_on_after_its_server_was_killed_and_started_again(
     write_keys(API="a", inference="second")
     outcomes = client.predict_many("cnn", [b""] * 20)
     assert {answer.body for _, answer in outcomes} == {b"second"}
+
+
+def test_a_default_client_waits_out_the_restart_of_a_server_that_a_supervisor_keeps(
+    boot: Any, connect: Callable[..., Any], write_keys: Callable[..., Path]
+) -> None:
+    process, port = boot(0, "first")
+    url = f"http://127.0.0.1:{port}"
+    key_file = write_keys(API="a", inference="first")
+    client = connect(Endpoint(url, url, key_file=key_file, health_url="http://127.0.0.1:9"))
+    assert client.predict("cnn", b"").body == b"first"
+    process.kill()
+    process.wait()
+    key_file.unlink()
+
+    def come_back() -> None:
+        time.sleep(1)  # longer than a client without a supervisor waits
+        write_keys(API="a", inference="second")
+        time.sleep(0.5)
+        boot(port, "second")
+
+    thread = threading.Thread(target=come_back)
+    thread.start()
+    try:
+        assert client.predict("cnn", b"").body == b"second"
+    finally:
+        thread.join()
+
+
+def test_a_server_that_does_not_come_back_is_said_to_be_away_or_gone(
+    boot: Any, connect: Callable[..., Any], write_keys: Callable[..., Path]
+) -> None:
+    process, port = boot(0, "first")
+    process.kill()
+    process.wait()
+    url = f"http://127.0.0.1:{port}"
+    key_file = write_keys(API="a", inference="first", management="m")
+    endpoint = Endpoint(url, url, key_file=key_file, health_url="http://127.0.0.1:9")
+    client = connect(endpoint, retries=Retries(tries=1, away=0.3))
+    with pytest.raises(ConnectionFailedError, match="started again, or has gone"):
+        client.predict("cnn", b"")
+    key_file.unlink()
+    with pytest.raises(TokenRejectedError, match="is starting or has stopped"):
+        client.predict("cnn", b"")
+
+
+def test_who_manages_a_server_hears_at_once_that_it_is_away(
+    boot: Any, connect: Callable[..., Any]
+) -> None:
+    process, port = boot(0, "first")
+    process.kill()
+    process.wait()
+    url = f"http://127.0.0.1:{port}"
+    endpoint = Endpoint(url, url, health_url="http://127.0.0.1:9")
+    client = connect(endpoint, retries=Retries(tries=1, away=3600), timeout=3600)
+    with pytest.raises(ConnectionFailedError):
+        client.models.list()
 
 
 def test_patient_retries_outlast_a_restart(

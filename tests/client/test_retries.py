@@ -10,11 +10,14 @@ from typing import Any
 import pytest
 
 from marwright.client import Client, Endpoint, Retries
+from marwright.client.retries import Attempts
 from marwright.errors import (
     AnswerError,
+    ClientError,
     ConnectionFailedError,
     OverloadedError,
     RequestTimeoutError,
+    TokenRejectedError,
     UsageError,
     WorkerLostError,
 )
@@ -27,7 +30,62 @@ def test_pauses_double_up_to_the_longest_and_chance_is_a_share_of_them() -> None
     assert retries.pause(1, chance=0.5, asked=3.0) == 3.05
 
 
-@pytest.mark.parametrize("values", [{"tries": 0}, {"first": -1.0}, {"after_loss": -1}])
+def choose(error: ClientError, attempts: Attempts, **options: Any) -> float | None:
+    """Return the pause of retries without chance, for a server that a supervisor keeps."""
+    options = {"safe": True, "now": 0.0, "supervised": True, **options}
+    retries = Retries(tries=2, first=0.1, longest=2.0, away=5.0)
+    return retries.choose_pause(error, attempts, random=lambda: 1.0, **options)
+
+
+NOBODY = ConnectionFailedError("refused")
+NO_TOKEN = TokenRejectedError("no file", status=0)
+
+
+def test_a_server_that_comes_back_is_waited_for_from_the_first_miss_on() -> None:
+    attempts = Attempts()
+    errors = [NOBODY, NO_TOKEN, NOBODY, NOBODY, NOBODY]
+    moments = [100.0, 100.1, 103.0, 104.9, 105.0]
+    pauses = [choose(e, attempts, now=t) for e, t in zip(errors, moments, strict=True)]
+    assert pauses == [0.1, 0.2, 0.4, 0.8, None]
+
+
+def test_the_tries_while_a_server_was_away_count_for_no_others() -> None:
+    attempts = Attempts()
+    full = OverloadedError("full", status=503)
+    assert [choose(NOBODY, attempts, now=float(t)) is not None for t in range(4)] == [True] * 4
+    assert choose(full, attempts, now=50.0) == 0.1
+    assert choose(NOBODY, attempts, now=100.0) == 0.1  # it is away again
+    assert choose(full, attempts, now=101.0) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "options"),
+    [
+        (NOBODY, {"supervised": False}),
+        (NO_TOKEN, {"supervised": False}),
+        (OverloadedError("full", status=503), {}),
+    ],
+)
+def test_what_does_not_come_back_is_tried_as_often_as_was_said(
+    error: ClientError, options: dict[str, Any]
+) -> None:
+    attempts = Attempts()
+    assert [choose(error, attempts, **options) for _ in range(2)] == [0.1, None]
+
+
+@pytest.mark.parametrize(
+    ("error", "options"),
+    [(NOBODY, {"safe": False}), (TokenRejectedError("wrong", status=401), {})],
+)
+def test_nothing_else_is_sent_again_while_a_server_is_away(
+    error: ClientError, options: dict[str, Any]
+) -> None:
+    assert choose(error, Attempts(), **options) is None
+
+
+@pytest.mark.parametrize(
+    "values", [{"tries": 0}, {"first": -1.0}, {"after_loss": -1}, {"away": -1.0}]
+)
 def test_retries_that_cannot_be_meant_are_refused(values: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         Retries(**values)

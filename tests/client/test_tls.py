@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import ssl
 import threading
 from collections.abc import Callable, Iterator
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from marwright.client import Endpoint
-from marwright.errors import ClientError, ConnectionFailedError
+from marwright.errors import ClientError, ConnectionFailedError, InputRejectedError
 from marwright.server.certificate import Certificate, make_certificate
 
 pytest.importorskip("cryptography")
@@ -53,6 +54,18 @@ def test_the_endpoints_certificate_is_trusted(
     url: str, files: Certificate, connect: Callable[..., Any]
 ) -> None:
     assert connect(Endpoint(url, url, certificate=files.certificate)).health().healthy
+
+
+def test_who_speaks_without_tls_is_told_to_use_it(
+    service: Any, client: Any, reply: Callable[..., Any]
+) -> None:
+    service.answer(reply(403, b"HTTPS is not what this handler refuses"))
+    with pytest.raises(InputRejectedError):
+        client.predict("cnn", b"")
+    said = {"status": "This TorchServe instance only accepts HTTPS requests"}  # as 0.12 answers
+    service.answer(reply(403, json.dumps(said).encode()))
+    with pytest.raises(ConnectionFailedError, match="https://"):
+        client.predict("cnn", b"")
 
 
 def test_a_certificate_that_nobody_vouches_for_is_an_error_that_is_not_tried_again(

@@ -144,6 +144,8 @@ class PlainSender:
         return "answered" if body == self._expected else "another answer"
 
     def _read_token(self) -> str:
+        if self._endpoint.gateway_token is not None:
+            return self._endpoint.gateway_token.read_text(encoding="ascii")
         if self._endpoint.key_file is not None:
             with contextlib.suppress(OSError, ValueError, KeyError):
                 text = self._endpoint.key_file.read_text(encoding="utf-8")

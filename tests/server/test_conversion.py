@@ -104,7 +104,39 @@ def test_models_become_entries(tmp_path: Path) -> None:
     assert (first.batch_delay_ms, first.response_timeout) == (50, 120)
     assert second.archive == "other.mar"
     assert "models: cnn 1.0 has up to 4 workers; it will have 2" in notes
+    assert any("cnn 1.0 will wait for company for 50 microseconds" in note for note in notes)
     assert any("parallelLevel of cnn 1.0 is not kept" in note for note in notes)
+
+
+def test_workers_of_which_only_the_most_is_said_are_named(tmp_path: Path) -> None:
+    models = json.dumps({"b": {"1": {"marName": "b.mar", "maxWorkers": 3}}})
+    deployment, notes = import_properties(write(tmp_path, load_models="b.mar", models=models))
+    assert [entry.workers for entry in deployment.models or ()] == [None]
+    assert any("b 1 has up to 3 workers and no minWorkers" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("properties", "start"),
+    [
+        ({"disable_token_authorization": "true"}, "disable_token_authorization is kept: whoever"),
+        ({"metrics_address": "https://127.0.0.1:9"}, "metrics_address is https and becomes http"),
+        (
+            {
+                "metrics_address": "http://127.0.0.1:9",
+                "certificate_file": "/c.pem",
+                "private_key_file": "/k.pem",
+            },
+            "metrics_address is http and becomes https",
+        ),
+    ],
+)
+def test_what_becomes_more_or_less_open_is_named(
+    tmp_path: Path, properties: dict[str, str], start: str
+) -> None:
+    _, notes = import_properties(write(tmp_path, load_models="none", **properties))
+    assert [note.startswith(start) for note in notes] == [True]
+    harmless = {"metrics_address": "http://127.0.0.1:9", "disable_token_authorization": "false"}
+    assert import_properties(write(tmp_path, load_models="none", **harmless))[1] == []
 
 
 def test_all_of_a_store_is_served_where_some_have_settings(tmp_path: Path) -> None:

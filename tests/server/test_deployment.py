@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -11,6 +12,7 @@ from pydantic import ValidationError
 from marwright.archive.admission import POLICY_NAME
 from marwright.errors import ConfigurationError, StorageError
 from marwright.server.deployment import Deployment, parse_size
+from marwright.server.ports import Ports
 
 
 def write(folder: Path, text: str) -> Path:
@@ -104,7 +106,8 @@ properties: {{io_ration: 3, job_queue_size: 4}}
 
 
 def test_each_thing_is_said_once(tmp_path: Path) -> None:
-    path = write(tmp_path, "store: 5\nports: {inference: 0}\n")
+    ports = {**dataclasses.asdict(Ports.find_free()), "inference": 0}
+    path = write(tmp_path, f"store: 5\nports: {json.dumps(ports)}\n")
     with pytest.raises(ConfigurationError) as caught:
         Deployment.read(path, starting=True)
     assert [line.split(": ")[1] for line in caught.value.detail.splitlines()] == [

@@ -8,8 +8,8 @@ import pytest
 from marwright.archive.admission import POLICY_NAME
 from marwright.archive.document import Document
 from marwright.errors import ConfigurationError
-from marwright.server import examination
-from marwright.server.deployment import Deployment
+from marwright.server import examination, nginx
+from marwright.server.deployment import Deployment, PortSettings
 from marwright.server.examination import examine, examine_rest
 
 
@@ -75,6 +75,110 @@ def test_taken_ports_are_asked_for_only_before_a_start(two: Path, taken_port: in
     assert examine(deployment) == []
     wheres = [problem.where for problem in examine(deployment, starting=True)]
     assert "ports.health" in wheres
+
+
+def test_a_default_health_port_gives_way_and_is_no_problem(two: Path, taken_port: int) -> None:
+    ports = PortSettings.model_construct(_fields_set=set(), health=taken_port)
+    wheres = [problem.where for problem in examine(deploy(two, ports=ports), starting=True)]
+    assert "ports.health" not in wheres
+
+
+@pytest.mark.parametrize(
+    ("archive", "told"),
+    [("cnn-2.0", "did you mean cnn-2.0.mar?"), ("zebra", "the store holds cnn-2.0.mar, cnn.mar")],
+)
+def test_a_missing_archive_is_told_with_what_may_have_been_meant(
+    two: Path, archive: str, told: str
+) -> None:
+    (problem,) = examine(deploy(two, models=[archive]))
+    assert problem.found == f"there is no archive {two / archive}; {told}"
+
+
+def test_of_a_large_store_some_archives_are_named(tmp_path: Path) -> None:
+    for number in range(7):
+        (tmp_path / f"{number}.mar").touch()
+    (problem,) = examine(deploy(tmp_path, models=["zebra"]))
+    assert problem.found.endswith("; the store holds 0.mar, 1.mar, 2.mar, 3.mar, 4.mar and 2 more")
+
+
+GIB = 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("values", "where"),
+    [
+        ({"supervision": {"memory_limit": 3 * GIB}}, None),  # two models, a worker each
+        ({"supervision": {"memory_limit": 5 * GIB}}, "supervision.memory_limit"),
+        (
+            {
+                "models": [
+                    {"archive": "cnn.mar", "workers": 2},
+                    {"archive": "cnn-2.0.mar", "workers": 2, "memory_limit": 3 * GIB},
+                ],
+                "supervision": {"memory_limit": 2 * GIB},
+            },
+            "models.1.memory_limit",
+        ),
+        ({"models": [{"archive": "cnn.mar", "workers": 200}]}, None),  # no limit is said
+        (
+            {
+                "models": [{"archive": "cnn.mar", "memory_limit": 3 * GIB}],
+                "gateway": True,
+                "replicas": 3,
+            },
+            "models.0.memory_limit",
+        ),
+    ],
+)
+def test_workers_may_not_take_more_memory_together_than_there_is(
+    two: Path, monkeypatch: pytest.MonkeyPatch, values: dict[str, object], where: str | None
+) -> None:
+    monkeypatch.setattr(examination, "read_memory", lambda: 8 * GIB)
+    monkeypatch.setattr(examination, "find_nginx", lambda: None)
+    found = examine(deploy(two, **values))
+    assert [problem.where for problem in found] == ([where] if where else [])
+    assert all("8,589,934,592 bytes" in problem.found for problem in found)
+
+
+@pytest.mark.parametrize(
+    ("lines", "line", "where", "text"),
+    [
+        ("replicas: 2", 2, "replicas", "more than one take a gateway in front: gateway: true"),
+        ("gateway:\n  tokens: gone", 3, "gateway.tokens", "cannot be read: No such file"),
+        ("gateway:\n  tokens: spaced", 3, "gateway.tokens", "does not hold tokens of letters"),
+        ("gateway:\n  tokens: none", 3, "gateway.tokens", "does not hold tokens of letters"),
+        ("gateway:\n  tokens: two", None, "", ""),
+    ],
+)
+def test_what_no_gateway_can_be_is_a_problem_with_its_line(
+    tmp_path: Path, two: Path, lines: str, line: int | None, where: str, text: str
+) -> None:
+    for name, content in {"spaced": "one two\n", "none": "\n", "two": "one\n\ntwo\n"}.items():
+        (tmp_path / name).write_text(content)
+    (tmp_path / "deploy.yaml").write_text(f"store: {two}\n{lines}\n")
+    deployment, document = Deployment.parse(tmp_path / "deploy.yaml")
+    found = examine(deployment, document)
+    if not text:
+        assert found == []
+        return
+    assert [(problem.line, problem.where) for problem in found] == [(line, where)]
+    assert text in found[0].found
+
+
+def test_a_gateway_needs_nginx_and_a_port_that_is_free(
+    tmp_path: Path, two: Path, taken_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(nginx, "FOLDERS", ())
+    (tmp_path / "deploy.yaml").write_text(f"store: {two}\ngateway:\n  port: {taken_port}\n")
+    deployment, document = Deployment.parse(tmp_path / "deploy.yaml")
+    (missing,) = examine(deployment, document)
+    assert (missing.line, missing.where) == (2, "gateway")
+    assert "nginx" in missing.found
+    found = examine(deployment, document, starting=True)
+    assert (3, "gateway.port", f"port {taken_port} is taken") in [
+        (problem.line, problem.where, problem.found) for problem in found
+    ]
 
 
 def test_entries_keep_their_lines_where_others_are_wrong(tmp_path: Path, store: Path) -> None:

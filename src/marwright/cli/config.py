@@ -61,7 +61,8 @@ def explain_key(
     key: Annotated[
         str,
         typer.Argument(
-            help="limits.queue, models.cnn.mar.workers ..., or a key of config.properties."
+            help="limits.queue, models[].workers, models.cnn.mar.workers ..., or a key of"
+            " config.properties."
         ),
     ],
     deploy: Deploy = None,

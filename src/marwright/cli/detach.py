@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import select
 import subprocess
 import sys
@@ -50,6 +51,7 @@ def start_detached(*, as_json: bool, timeout: float) -> None:
             finally:
                 if process.returncode is None:
                     process.returncode = 0  # it is not waited for: it outlives this process
+                    _pass_on(errors)
         if facts is None or status is not None:
             errors.seek(0)
             _tell_end(errors.read(), status, as_json=as_json)
@@ -68,9 +70,15 @@ def _read_facts(stdout: IO[str], timeout: float) -> dict[str, Any] | None:
     return json.loads(line) if line else None
 
 
+def _pass_on(errors: IO[str]) -> None:
+    """Say what the command, which goes on, said until it served, such as warnings."""
+    text = os.pread(errors.fileno(), os.fstat(errors.fileno()).st_size, 0)  # it shares the offset
+    sys.stderr.write(text.decode(errors="replace"))
+
+
 def _tell_end(text: str, status: int | None, *, as_json: bool) -> None:
     """Say why the process ended; `text` is what it said with --json."""
-    start = text.find("{\n")
+    start = f"\n{text}".rfind("\n{\n")
     try:
         said = json.loads(text[start:]) if start >= 0 else None
     except ValueError:

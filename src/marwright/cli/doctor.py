@@ -7,7 +7,7 @@ from pathlib import Path
 
 import typer
 
-from marwright.cli.options import Json, Store
+from marwright.cli.options import DEPLOYMENT_NAME, Json, Store
 from marwright.cli.output import print_json, print_table
 
 __all__ = ["doctor"]
@@ -16,11 +16,12 @@ __all__ = ["doctor"]
 def doctor(store: Store = Path("model_store"), as_json: Json = False) -> None:
     """Check this machine, and say how to mend what is missing.
 
-    Looks at Python, packages, Java, ports, memory and disk; exits 1 where something must be mended.
+    Looks at Python, packages, Java, memory, disk and the ports (those of ./deploy.yaml where there
+    is one); exits 1 where something must be mended.
     """
     from marwright.doctor import examine
 
-    findings = list(examine(store))
+    findings = list(examine(store, Path(DEPLOYMENT_NAME)))
     if as_json:
         print_json([asdict(finding) for finding in findings])
     else:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from marwright.cli.options import Json, check_workers, with_client
-from marwright.cli.output import print_json, print_table
+from marwright.cli.output import print_json, print_table, say
 
 if TYPE_CHECKING:
     from marwright.client import Client, ModelVersion
+    from marwright.client.endpoint import Endpoint
 
 __all__ = ["app"]
 
@@ -25,6 +27,23 @@ app = typer.Typer(
 
 Name = Annotated[str, typer.Argument(help="Model name.")]
 Version = Annotated[str, typer.Argument(help="Model version.")]
+
+
+def _refuse_site(endpoint: Endpoint, **others: object) -> bool:
+    """Refuse to change one of several replicas alone, where a site is meant."""
+    from marwright.errors import UsageError
+    from marwright.server.registry import list_replicas
+    from marwright.server.supervision.inspection import find_supervisor
+
+    record = find_supervisor(endpoint)
+    replicas = list_replicas(record) if record else []
+    if record is not None and len(replicas) > 1:
+        raise UsageError(
+            f"{record.name} has {len(replicas)} replicas, and this would change one of them",
+            remedy="change deploy.yaml, and: marwright apply;"
+            f" or mean one: --server {replicas[0].name}",
+        )
+    return False
 
 
 @app.command("list")
@@ -79,7 +98,7 @@ def show_model(
 
 
 @app.command("register")
-@with_client
+@partial(with_client, unless=_refuse_site)
 def register_model(
     client: Client,
     archive: Annotated[
@@ -105,7 +124,7 @@ def register_model(
 
 
 @app.command("scale")
-@with_client
+@partial(with_client, unless=_refuse_site)
 def scale_model(
     client: Client,
     name: Name,
@@ -119,10 +138,11 @@ def scale_model(
     scaled = client.models.scale(name, workers, version=version)
     default = client.models.describe(name).version
     _print_versions([scaled], default, as_json=as_json)
+    _warn_of_deployment(client.endpoint)
 
 
 @app.command("default")
-@with_client
+@partial(with_client, unless=_refuse_site)
 def set_default(
     client: Client,
     name: Name,
@@ -139,10 +159,11 @@ def set_default(
         print_json({"model": name, "before": before, "default": version})
     else:
         print_table(["model", "before", "default"], [[name, before, version]])
+    _warn_of_deployment(client.endpoint)
 
 
 @app.command("unregister")
-@with_client
+@partial(with_client, unless=_refuse_site)
 def unregister_model(
     client: Client,
     name: Name,
@@ -155,6 +176,27 @@ def unregister_model(
         print_json({"model": name, "unregistered": version})
     else:
         print_table(["model", "unregistered"], [[name, version]])
+    _warn_of_deployment(client.endpoint)
+
+
+def _warn_of_deployment(endpoint: Endpoint) -> None:
+    """Say where a server is not any more as the deploy.yaml says that it was started from."""
+    from marwright.errors import MarwrightError
+    from marwright.server.supervision.inspection import find_supervisor, look_anew
+
+    record = find_supervisor(endpoint)
+    if record is None or not record.config:
+        return
+    try:
+        status = look_anew(record)
+    except MarwrightError as exc:  # what was asked for is done
+        say(f"warning: {exc}")
+        return
+    for difference in status["differences"]:
+        say(f"warning: not as {record.config} says: {difference}")
+    if status["differences"]:
+        lasting = "" if status["ready"] else ", and until then the server is not ready"
+        say(f"warning: marwright apply undoes this unless that file is changed{lasting}")
 
 
 def _print_versions(versions: Sequence[ModelVersion], default: str, *, as_json: bool) -> None:

@@ -15,7 +15,6 @@ from marwright.cli.output import print_json, print_table, say
 from marwright.errors import ReleaseError
 
 if TYPE_CHECKING:
-    from marwright.release.candidate import Candidate
     from marwright.release.history import Standing
     from marwright.release.target import Target
 
@@ -54,28 +53,24 @@ def release(
     before stays registered. An interrupted release is finished by the same command, and taken back
     by marwright rollback.
     """
-    from marwright.release.candidate import examine
+    from marwright.release.candidate import digest_file, examine, find_archive
     from marwright.release.release import Release
 
     options: dict[str, Any] = {"inference_url": inference_url, "key_file": key_file, "store": store}
     with _open(to, options) as target, target.history.hold():
-        open_ones = [item for item in target.history.list_standings() if item.is_open]
-        candidate = examine(archive, target, resuming=bool(open_ones))
-        standing = _find_standing(open_ones, candidate)
+        path = find_archive(archive, target)
+        standing = _find_standing(target, digest_file(path))
+        candidate = examine(path, target, begun=standing.begun if standing else None)
         if check:
             say("it can be released")
             return
         if standing is not None:
             say(f"{standing.describe()}; going on")
-        made = Release(target, candidate, tell=say, standing=standing)
+        made = Release(target, candidate, tell=say, begun=standing.begun if standing else None)
         made.run()
-        lines = [
-            asdict(line)
-            for line in target.history.read(candidate.model)
-            if line.release == made.begun.release
-        ]
+        lines = target.history.read(candidate.model)
         if as_json:
-            print_json(lines)
+            print_json([asdict(line) for line in lines if line.release == made.begun.release])
         else:
             print(f"{candidate.model} {candidate.version} is released")
 
@@ -123,7 +118,7 @@ def releases(
             print_json([asdict(line) for line in past.read(model)])
             return
         rows = [_describe(standing) for standing in past.list_standings(model)]
-    print_table(["when", "who", "model", "from", "to", "outcome", "why"], rows)
+    print_table(["when", "who", "model", "from", "to", "outcome", "why", "what differs"], rows)
 
 
 @contextlib.contextmanager
@@ -134,21 +129,21 @@ def _open(to: str | None, options: dict[str, Any]) -> Iterator[Target]:
         yield target
 
 
-def _find_standing(open_ones: list[Standing], candidate: Candidate) -> Standing | None:
-    """Return the interrupted release of this archive.
+def _find_standing(target: Target, digest: str) -> Standing | None:
+    """Return the interrupted release of an archive.
 
     Raises:
         ReleaseError: one of another archive stands open.
     """
+    open_ones = [item for item in target.history.list_standings() if item.is_open]
     for standing in open_ones:
         begun = standing.begun
-        if begun.digest == candidate.digest and begun.model == candidate.model:
-            continue
-        raise ReleaseError(
-            standing.describe(),
-            remedy=f"finish it: marwright release {begun.archive};"
-            f" or take it back: marwright rollback {begun.model}",
-        )
+        if begun.digest != digest:
+            raise ReleaseError(
+                standing.describe(),
+                remedy=f"finish it: marwright release {begun.archive};"
+                f" or take it back: marwright rollback {begun.model}",
+            )
     return open_ones[-1] if open_ones else None
 
 
@@ -168,4 +163,5 @@ def _describe(standing: Standing) -> list[object]:
     begun, last = standing.begun, standing.last
     outcome = f"open: {standing.step}" if standing.is_open else last.event
     row = [begun.time, begun.user, begun.model, begun.before, begun.version]
-    return [*row, outcome, last.reason]
+    differs = f"marwright diff {begun.before_archive} {begun.archive}"
+    return [*row, outcome, last.reason, differs]

@@ -127,14 +127,22 @@ def _run(deployment: Deployment, configuration: Configuration, *, as_json: bool)
 
     hide_environment()
 
+    is_told = True
+
     def show(endpoint: Endpoint, name: str, seconds: float, adopted: bool) -> None:
+        nonlocal is_told
+        is_told = not as_json  # a program reads on; what it must know is in the status
         _print_ready(endpoint, name, seconds, adopted=adopted, as_json=as_json)
+
+    def tell(text: str) -> None:
+        if is_told:
+            say(text)
 
     supervisor = (Site if deployment.gateway else Supervisor)(
         deployment,
         configuration.deploy,
         reread=lambda: configuration.read(strict=True),
-        tell=None if as_json else say,
+        tell=tell,
         serving=show,
     )
     say("starting nginx and TorchServe" if deployment.gateway else "starting TorchServe")
@@ -182,8 +190,11 @@ def print_facts(facts: Mapping[str, object]) -> None:
 def _print_ready(
     endpoint: Endpoint, name: str, seconds: float, *, adopted: bool, as_json: bool
 ) -> None:
+    from marwright.server.registry import announce_folder
+
     facts = {
         "server": name,
+        "endpoint": announce_folder() / f"{name}.json",
         "inference": endpoint.inference_url,
         "management": endpoint.management_url,
         "metrics": endpoint.metrics_url,

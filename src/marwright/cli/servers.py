@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -39,22 +41,23 @@ def status(
 ) -> None:
     """Show the servers that run here: models, workers, memory, and what is wrong.
 
-    Exit status 1 where none runs, or a question's answer is no.
+    Exit status 1 where none runs, a supervisor does not answer, or a question's answer is no.
     """
-    from marwright.server.registry import find_record, list_records
+    from marwright.server.registry import find_record, hide_replicas, list_records
     from marwright.server.supervision.inspection import inspect_server
 
-    records = [find_record(name)] if name is not None else list(list_records().values())
+    records = [find_record(name)] if name else list(hide_replicas(list_records()).values())
     if not records:
         find_record()  # raises, and says what to do
-    found = [inspect_server(record) for record in records]
+    found = [_add_files(inspect_server(record)) for record in records]
     if as_json:
         print_json(found)
     else:
         for item in found:
             _print_server(item, several=len(found) > 1)
     asked = [key for key, on in (("live", live), ("ready", ready), ("started", started)) if on]
-    if not all(item[key] for item in found for key in asked):
+    lost = any(item["phase"] in {"abandoned", "hung"} for item in found)
+    if lost or not all(item[key] for item in found for key in asked):
         raise typer.Exit(1)
 
 
@@ -80,9 +83,12 @@ def restart(
 
     Nobody is answered meanwhile: it is one server. What can change without that: marwright apply.
     """
+    from marwright.server.deployment import Deployment
     from marwright.server.supervision.inspection import restart_server
 
     record = _find(name)
+    if record.config:
+        Deployment.parse(Path(record.config))  # a mistake in it is said before anything is done
     seconds = restart_server(record, timeout=timeout)
     say(f"restarted {record.name}; it was away for {seconds:.1f} s")
 
@@ -93,6 +99,20 @@ def _find(name: str | None) -> Record:
     return find_record(name)
 
 
+def _add_files(item: dict[str, Any]) -> dict[str, Any]:
+    """Add where the endpoint file is, and the key file that it names; also of an abandoned one."""
+    from marwright.client import Endpoint
+    from marwright.errors import NoServerError
+    from marwright.server.registry import announce_folder
+
+    link = announce_folder() / f"{item['name']}.json"
+    try:
+        key_file = Endpoint.read(link).key_file
+    except NoServerError:  # it has none yet
+        return item
+    return {**item, "endpoint": str(link), "key_file": str(key_file or "")}
+
+
 def _print_server(item: dict[str, Any], *, several: bool) -> None:
     if several:
         print(f"\n{item['name']}:")
@@ -101,6 +121,8 @@ def _print_server(item: dict[str, Any], *, several: bool) -> None:
         "state": item["phase"] + (", ready" if item["ready"] else ", not ready"),
         "supervisor": f"process {item['pid']}, since {item['since']}",
         "address": item.get("address") or "none yet",
+        "endpoint": item.get("endpoint") or "none yet",
+        "key file": item.get("key_file") or "none",
         "health": item["health_url"] or "none yet",
         "restarts": item.get("restarts", 0),
         "configuration": item["config"] or "the command line",
@@ -120,6 +142,7 @@ def _print_server(item: dict[str, Any], *, several: bool) -> None:
     ]
     headers = ["model", "version", "default", "workers", "memory", "state"]
     print_section("", headers, rows)
+    _print_replicas(item.get("replicas", ()))
     for text in item["problems"]:
         say(f"problem: {text}")
     for text in item.get("differences", ()):
@@ -128,3 +151,13 @@ def _print_server(item: dict[str, Any], *, several: bool) -> None:
         if model["detail"]:
             say(f"{model['name']} {model['version']}:")
             say("\n".join(f"    {line}" for line in model["detail"].splitlines()))
+
+
+def _print_replicas(replicas: Sequence[dict[str, Any]]) -> None:
+    """Print the servers behind a site's gateway; nothing where it is no site."""
+    if replicas:
+        rows = [
+            [one["name"], one["address"], one["restarts"], one["problem"] or "ready"]
+            for one in replicas
+        ]
+        print_section("", ["replica", "address", "restarts", "state"], rows)

@@ -162,14 +162,43 @@ class Exchanges:
                 if (yield from self.replace_token(purpose, token, attempts, deadline)):
                     continue
                 raise error
-            pause = self.retries.choose_pause(
-                error, attempts, safe=call.safe, random=self.random, asked=asked
-            )
-            # To wait beyond the deadline would only hide what went wrong.
-            if pause is None or pause >= deadline.left():
-                raise error
-            _log.debug("%s %s: %s; trying again in %.2f s", call.method, call.path, error, pause)
-            yield Pause(pause)
+            what = f"{call.method} {call.path}"
+            yield self.wait(what, error, attempts, deadline, purpose, safe=call.safe, asked=asked)
+
+    def wait(
+        self,
+        what: str,
+        error: MarwrightError,
+        attempts: Attempts,
+        deadline: Deadline,
+        purpose: Purpose | None,
+        *,
+        safe: bool,
+        asked: float = 0.0,
+    ) -> Pause:
+        """Return the pause before a call that failed is sent again; see Retries.choose_pause.
+
+        Raises:
+            MarwrightError: the error, where it is not to be sent again.
+        """
+        # Who manages a server, its own start included, is to hear at once that it is away.
+        supervised = bool(self.endpoint.health_url) and purpose != "management"
+        pause = self.retries.choose_pause(
+            error,
+            attempts,
+            safe=safe,
+            random=self.random,
+            now=time.monotonic(),
+            supervised=supervised,
+            asked=asked,
+        )
+        # To wait beyond the deadline would only hide what went wrong.
+        if pause is not None and pause < deadline.left():
+            _log.debug("%s: %s; trying again in %.2f s", what, error, pause)
+            return Pause(pause)
+        if self.endpoint.health_url and isinstance(error, ConnectionFailedError):
+            error.remedy = "it is being started again, or has gone: marwright status"
+        raise error
 
     def _prepare(self, call: Call[Any], token: str, deadline: Deadline) -> Request:
         url = self._urls[call.api]

@@ -6,7 +6,6 @@ sends what a Caller makes of them, by threads that wait or by tasks that await.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
@@ -35,7 +34,6 @@ CHANGES = frozenset({"RegisterModel", "ScaleWorker", "SetDefault", "UnregisterMo
 """What asks for the supervisor's key, where the server has one."""
 LONGEST_SECONDS = 1e8
 """gRPC knows no endless deadline: three years."""
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -161,14 +159,9 @@ class Caller:
                 if (yield from exchanges.replace_token(method.purpose, token, attempts, deadline)):
                     continue
                 raise error
-            pause = exchanges.retries.choose_pause(
-                error, attempts, safe=call.safe, random=exchanges.random
+            yield exchanges.wait(
+                call.method, error, attempts, deadline, method.purpose, safe=call.safe
             )
-            # To wait beyond the deadline would only hide what went wrong.
-            if pause is None or pause >= deadline.left():
-                raise error
-            _log.debug("%s: %s; trying again in %.2f s", call.method, error, pause)
-            yield Pause(pause)
 
     def _make_metadata(self, method: Method, token: str) -> tuple[tuple[str, str], ...]:
         """Return the token as GRPCInterceptor reads it, and for changes the supervisor's key.

@@ -8,7 +8,9 @@ from typing import Any
 from marwright.client.calls import Response
 from marwright.errors import (
     AnswerError,
+    ClientError,
     ConflictError,
+    ConnectionFailedError,
     InputRejectedError,
     ModelNotFoundError,
     OverloadedError,
@@ -38,14 +40,22 @@ _ERRORS: dict[str, tuple[type[AnswerError], str]] = {
         "enable_model_api=true",
     ),
 }
+_WANTS_TLS = b"This TorchServe instance only accepts HTTPS requests"
+"""What org.pytorch.serve.http.ExtendedSSLHandler answers to who speaks without TLS."""
 # org.pytorch.serve.wlm.WorkerThread says so to whoever waits for a worker that ended. The status
 # is 500, or 507 where the process was killed.
 _LOSSES = ("Worker died.", "Worker scaled down.")
 
 
-def translate(response: Response, request: str) -> AnswerError:
+def translate(response: Response, request: str) -> ClientError:
     """Return the error that fits TorchServe's or a handler's answer; `request` names the call."""
     status, body = response.status, response.body
+    if status == 403 and _WANTS_TLS in body:
+        return ConnectionFailedError(
+            f"{request} was sent without TLS",
+            expected="an https address",
+            remedy="write https:// in place of http://, and name the server's certificate",
+        )
     problem = _read_problem(body)
     if "type" in problem and "message" in problem and "code" in problem:
         # The first sentence: some go on about features that were not asked for.

@@ -23,6 +23,10 @@ class Attempts:
 
     failures: int = 0
     losses: int = 0
+    misses: int = 0
+    """How often in a row nobody answered, while the server's supervisor was waited for."""
+    away_since: float = 0.0
+    """When the first of them was, by the monotonic clock."""
     rereads: int = 0
     renewed: bool = False
 
@@ -46,6 +50,11 @@ class Retries:
 
     Few: an input that kills workers would kill one at each try.
     """
+    away: float = 20.0
+    """Seconds that a server may be away whose supervisor starts it again; 0 waits for none.
+
+    For so long predictions are sent again however often, and these tries count for no others.
+    """
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant.
@@ -53,7 +62,7 @@ class Retries:
         Raises:
             UsageError: no try at all, or a time below nothing.
         """
-        if self.tries < 1 or self.after_loss < 0 or self.first < 0 or self.longest < 0:
+        if self.tries < 1 or min(self.after_loss, self.first, self.longest, self.away) < 0:
             raise UsageError(
                 "no such retries are possible",
                 expected="at least one try, and no pause below 0 s",
@@ -75,21 +84,40 @@ class Retries:
         *,
         safe: bool,
         random: Callable[[], float],
+        now: float,
+        supervised: bool = False,
         asked: float = 0.0,
     ) -> float | None:
         """Count a failure; return the seconds until the next try, None where there is to be none.
 
-        `safe` tells whether the request may be sent twice; `random` is asked only for a pause that
+        `safe` tells whether the request may be sent twice, `supervised` whether a server that is
+        away comes back; `now` is the monotonic clock's. `random` is asked only for a pause that
         there is to be, and `asked` is as for `pause`.
         """
-        kinds = (ConnectionFailedError, OverloadedError, WorkerLostError, TokenRejectedError)
-        # A token that was rejected is another matter. Without one there is no server: it writes
-        # the file, and not in one piece, whenever it starts.
-        if not isinstance(error, kinds) or (isinstance(error, kinds[-1]) and error.status):
+        is_away = _tells_absence(error)
+        if not is_away and not isinstance(error, (OverloadedError, WorkerLostError)):
             return None
+        if is_away and supervised and self.away:
+            attempts.away_since = attempts.away_since if attempts.misses else now
+            attempts.misses += 1
+            if not safe or now - attempts.away_since >= self.away:
+                return None
+            return self.pause(attempts.misses, chance=random())
+        attempts.misses = 0
         attempts.failures += 1
         attempts.losses += isinstance(error, WorkerLostError)
         spent = attempts.failures >= self.tries or attempts.losses > self.after_loss
         if not safe or spent:
             return None
         return self.pause(attempts.failures, chance=random(), asked=asked)
+
+
+def _tells_absence(error: MarwrightError) -> bool:
+    """Whether nobody answered.
+
+    A token that was rejected is another matter. Without one there is no server: it writes the file,
+    and not in one piece, whenever it starts.
+    """
+    if isinstance(error, TokenRejectedError):
+        return not error.status
+    return isinstance(error, ConnectionFailedError)

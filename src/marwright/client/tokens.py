@@ -107,7 +107,7 @@ class TokenFile(WatchedFile):
                 f"cannot read the {purpose} token from {self.path}",
                 status=0,
                 detail="",
-                remedy="check that the server runs, and that you may read its key file",
+                remedy=_choose_remedy(exc),
             ) from exc
 
     def is_due(self, purpose: Purpose) -> bool:
@@ -156,8 +156,14 @@ class KeyText(WatchedFile):
             raise TokenRejectedError(
                 f"cannot read the supervisor's key from {self.path}",
                 status=0,
-                remedy="check that marwright serve runs, and that you may read its files",
+                remedy=_choose_remedy(exc),
             ) from exc
+
+
+def _choose_remedy(exc: Exception) -> str:
+    if isinstance(exc, FileNotFoundError):
+        return "the server is starting or has stopped: marwright status"
+    return "check that you may read it, and that the server wrote it"
 
 
 def _check_text(token: Any) -> str:

@@ -70,6 +70,7 @@ class Gateway:
             folder.chmod(0o700)
             (folder / "temp").mkdir(mode=0o700, exist_ok=True)
             _end_draining(folder)
+        end_orphans(folder)  # of a guard that was killed
         _write_configuration(folder, render(settings, 1))
         environment = {name: os.environ[name] for name in PASSED if name in os.environ}
         offset = _measure(folder / ERROR_LOG)

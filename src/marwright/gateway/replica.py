@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from marwright.client import Client, Endpoint
-from marwright.errors import ServerDiedError
+from marwright.errors import MarwrightError, NoServerError, ServerDiedError
 from marwright.server.change import Change, hold_server, make_change, prepare_change
 from marwright.server.deployment import Deployment
-from marwright.server.process import Process
+from marwright.server.process import Process, end_orphans
 from marwright.server.registry import Record, list_records
 from marwright.server.supervision.inspection import fetch_status
-from marwright.storage import write_file
+from marwright.storage import translate_os_errors, write_file
 
-__all__ = ["Replica", "derive"]
+__all__ = ["derive", "end_left", "Replica"]
 
 _log = logging.getLogger(__name__)
 
@@ -29,6 +29,8 @@ GRACE_SECONDS = 40.0
 FIRST_PAUSE = 1.0
 """Seconds before it is started again; it doubles."""
 DERIVED = "deploy.yaml"
+PLANNED = "planned.yaml"
+TAIL_CHARACTERS = 2000
 _OWN = ("gateway", "replicas", "releases", "tls", "ports", "name")
 """Keys of a deployment that are the gateway's, or differ between replicas."""
 
@@ -45,6 +47,7 @@ class Replica:
         self._process: Process | None = None
         self._failures = 0
         self._due = 0.0
+        self._stopped = False
 
     @property
     def path(self) -> Path:
@@ -61,25 +64,44 @@ class Replica:
     def endpoint(self) -> Endpoint | None:
         """Where its server answers; None while it has none."""
         record = self.record
-        path = Path(record.run_folder) / "endpoint.json" if record and record.run_folder else None
-        return Endpoint.read(path) if path and path.exists() else None
+        if record is None or not record.run_folder:
+            return None
+        with contextlib.suppress(NoServerError):
+            return Endpoint.read(Path(record.run_folder) / "endpoint.json")
+        return None
 
     @property
     def is_ready(self) -> bool:
         """Whether every wanted version had its workers and answered, at the last look."""
         return bool(self.status.get("ready"))
 
-    def write(self, values: Mapping[str, Any]) -> None:
-        """Write its deploy.yaml."""
-        values = {**values, "name": self.name}
+    def write(self, deployment: Deployment, *, key: Path) -> None:
+        """Write its deploy.yaml; `key` is the file of what the gateway sends as its token.
+
+        Raises:
+            StorageError: the folder cannot be written.
+        """
+        self._write(self.path, deployment, key)
+
+    def _write(self, path: Path, deployment: Deployment, key: Path) -> None:
+        values = {**derive(deployment, gateway_key=key), "name": self.name}
         if folder := values.get("logging", {}).get("folder"):
             values["logging"] = {**values["logging"], "folder": f"{folder}/replica-{self.number}"}
-        self.folder.mkdir(mode=0o700, exist_ok=True)
-        with write_file(self.path) as stream:
+        with translate_os_errors(f"write {self.folder}"):
+            self.folder.mkdir(mode=0o700, exist_ok=True)
+        with write_file(path) as stream:
             stream.write(json.dumps(values, indent=1).encode())  # which is YAML too
 
     def start(self, *, threads: int, linger: float) -> None:
-        """Start its supervisor; `threads` are what one of its workers may use."""
+        """Start its supervisor, in place of one that has ended.
+
+        `threads` are what one of its workers may use, `linger` the seconds that it outlives a site
+        that was killed.
+        """
+        if self._process is not None:
+            self._process.end(keep_folder=True)
+        end_orphans(self.folder)  # of a guard that was killed
+        self._due = 0.0
         limits = dict.fromkeys(
             ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads)
         )
@@ -93,11 +115,9 @@ class Replica:
 
     def adopt(self) -> bool:
         """Hold what a site that was killed has left; return whether there is anything."""
-        try:
+        with contextlib.suppress(ServerDiedError):
             self._process = Process.adopt(self.folder, grace=GRACE_SECONDS)
-        except ServerDiedError:
-            return False
-        return self._process.exit_status is None
+        return not self.has_ended
 
     @property
     def has_ended(self) -> bool:
@@ -113,22 +133,22 @@ class Replica:
         if self.is_ready:
             self._failures = 0
 
-    def mend(self, *, threads: int, linger: float, longest_pause: float) -> None:
-        """Start it again where it has ended, after a pause that grows with its failures."""
-        if not self.has_ended:
+    def is_due(self, longest_pause: float) -> bool:
+        """Whether it has ended and is to be started again now.
+
+        Its failures in a row make the pauses grow, to so many seconds at most.
+        """
+        if self._stopped or not self.has_ended:
             self._due = 0.0
-            return
-        now = time.monotonic()
+            return False
         if not self._due:
             self._failures += 1
             pause = min(FIRST_PAUSE * 2.0 ** min(self._failures - 1, 30), longest_pause)
-            self._due = now + pause
-            text = f"the server {self.name} has ended; starting it again in {pause:g} s"
-            _log.error("%s", text, extra={"detail": self.read_end()})
-        if now >= self._due:
-            if self._process is not None:
-                self._process.end(keep_folder=True)
-            self.start(threads=threads, linger=linger)
+            self._due = time.monotonic() + pause
+            error = self.explain()
+            text = f"{error}; starting it again in {pause:g} s"
+            _log.error("%s", text, extra={"detail": error.detail})
+        return time.monotonic() >= self._due
 
     def list_problems(self) -> list[str]:
         """Return why it is not as it is to be."""
@@ -145,22 +165,37 @@ class Replica:
         said = [*self.status["problems"], *models, *self.status["differences"]]
         return said or ([] if phase == "serving" else [f"it is {phase}"])
 
-    def read_end(self) -> str:
-        """Return what its supervisor said last."""
-        try:
-            text = (self.folder / "output.log").read_text(encoding="utf-8", errors="replace")
-        except OSError:
-            return ""
-        return text[-2000:].strip()
+    def explain(self) -> MarwrightError:
+        """Return why its supervisor has ended, in that one's words."""
+        text = ""
+        with contextlib.suppress(OSError):
+            path = self.folder / "output.log"
+            text = path.read_text(encoding="utf-8", errors="replace")
+        with contextlib.suppress(ValueError, TypeError):  # it was killed, and said nothing
+            said = json.loads(text[text.rindex("{\n") :])
+            facts = ("message", "expected", "found", "remedy", "detail")
+            return ServerDiedError(**{key: said[key] for key in facts if key in said})
+        return ServerDiedError(
+            f"the supervisor of {self.name} has ended", detail=text[-TAIL_CHARACTERS:].strip()
+        )
 
-    def plan(self) -> Change:
-        """Return what has to be done for its deploy.yaml; raises what prepare_change raises."""
+    def plan(self, deployment: Deployment, *, key: Path) -> Change:
+        """Return what has to be done for a deployment.
+
+        Raises what prepare_change raises.
+        """
+        path = self.folder / PLANNED
+        self._write(path, deployment, key)
         with self.connect() as client:
-            return prepare_change(self.path, client)
+            return prepare_change(path, client)
 
-    def apply(self) -> Change:
-        """Bring its server to what its deploy.yaml says; return what was done."""
+    def apply(self, deployment: Deployment, *, key: Path) -> Change:
+        """Bring its server to what a deployment says; return what was done.
+
+        Raises what prepare_change and make_change raise.
+        """
         with self.connect() as client, hold_server(client):
+            self.write(deployment, key=key)
             change = prepare_change(self.path, client)
             make_change(change, client)
             return change
@@ -177,20 +212,29 @@ class Replica:
         return Client(endpoint)
 
     def stop(self) -> None:
-        """End its supervisor and its server, in order."""
+        """End its supervisor and its server, in order, for good."""
+        self._stopped = True
         if self._process is not None:
             self._process.end()
 
 
-def derive(deployment: Deployment, *, gateway_key: Path | None) -> dict[str, Any]:
+def derive(deployment: Deployment, *, gateway_key: Path) -> dict[str, Any]:
     """Return what one replica is to be: the deployment without what is the gateway's.
 
     Requests reach it only through the gateway, which has the certificate and the clients' tokens;
-    `gateway_key` is the file of what it sends instead, None where tokens are off.
+    `gateway_key` is the file of what it sends instead, where tokens are on.
     """
     values = deployment.model_dump(mode="json", exclude_unset=True)
     access = {**values.get("access", {})}
-    if gateway_key is not None:
+    if deployment.access.tokens:
         access["gateway_key"] = str(gateway_key)
     values = {key: value for key, value in values.items() if key not in _OWN}
     return {**values, "store": str(deployment.store), "ports": "free", "access": access}
+
+
+def end_left(folder: Path) -> None:
+    """End the replica that a killed site has left in a folder, and remove that."""
+    try:
+        Process.adopt(folder, grace=GRACE_SECONDS).end()
+    except ServerDiedError:  # its guard is gone too
+        Process(folder, grace=GRACE_SECONDS).end()

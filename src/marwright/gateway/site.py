@@ -11,52 +11,59 @@ import dataclasses
 import logging
 import os
 import queue
-import secrets
 import shutil
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from marwright.archive.summary import flatten
 from marwright.client import Endpoint
-from marwright.errors import MarwrightError, NotReadyError, ServerDiedError
+from marwright.errors import (
+    MarwrightError,
+    NotReadyError,
+    PortTakenError,
+    ServerDiedError,
+    UsageError,
+)
 from marwright.gateway.configuration import Settings
+from marwright.gateway.files import SiteFiles
 from marwright.gateway.gateway import Gateway
 from marwright.gateway.observation import Observation
-from marwright.gateway.replica import Replica, derive
+from marwright.gateway.overview import SiteStatus, describe_replicas, join_versions
+from marwright.gateway.replica import Replica, end_left
 from marwright.gateway.traffic import Split, Traffic
-from marwright.server.certificate import Certificate, make_certificate
 from marwright.server.change import Change
-from marwright.server.deployment import Deployment, GatewaySettings, TlsFiles
-from marwright.server.launch import count_cores, make_run_folder
+from marwright.server.deployment import Deployment, GatewaySettings
+from marwright.server.launch import count_cores
 from marwright.server.nginx import find_nginx
+from marwright.server.ports import is_free
 from marwright.server.registry import announce
 from marwright.server.supervision.boot import warn_of_certificate, warn_of_root
-from marwright.server.supervision.health import open_health
-from marwright.server.supervision.inspection import restart_server
+from marwright.server.supervision.health import Health, open_health
+from marwright.server.supervision.inspection import look_anew, restart_server
 from marwright.server.supervision.jobs import Jobs
 from marwright.server.supervision.journal import LOG_NAME, keep_journal
 from marwright.server.supervision.notify import notify_systemd
 from marwright.server.supervision.signals import ignore_signals, take_signals
 from marwright.server.supervision.source import Source
-from marwright.server.supervision.status import RestartStatus, Status, VersionStatus
+from marwright.server.supervision.status import RestartStatus
 from marwright.server.supervision.tenure import Tenure
 from marwright.server.wanted import list_wanted
-from marwright.storage import translate_os_errors, write_file
 
 __all__ = ["Site"]
 
 _log = logging.getLogger(__name__)
 
-GATEWAY = "gateway"
-TRAFFIC = "traffic.json"
-TOKENS = "tokens"
-REPLICA_KEY = "replica_key"
 RESTART_SECONDS = 180.0
+"""How long one replica may take to be ready again."""
 POLL_SECONDS = 0.1
 SERVING = "READY=1\nSTATUS=serving"
+GATEWAY_KEYS = ("gateway", "replicas", "tls")
+"""Of a deployment, what the gateway takes while it serves, and no replica hears of."""
 
 
 class Site:
@@ -81,14 +88,20 @@ class Site:
         self._serving = serving
         self._wishes: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._since = datetime.now().astimezone().isoformat(timespec="seconds")
-        self._status = Status(pid=os.getpid(), since=self._since, config=str(self.path or ""))
+        self._status = SiteStatus(pid=os.getpid(), since=self._since, config=str(self.path or ""))
         self._jobs = Jobs()
+        self._files: SiteFiles | None = None
         self._replicas: list[Replica] = []
         self._gateway: Gateway | None = None
         self._traffic = Traffic()
         self._observation = Observation()
+        self._obstacle = ""
+        """Why the gateway could not be mended at the last look."""
         self._lock = threading.RLock()
-        """Held by whoever changes the gateway or the replicas."""
+        """Held by whoever changes the gateway, for seconds."""
+        self._status_lock = threading.Lock()
+        self._work = threading.Lock()
+        """Held by whoever changes the replicas, one after the other; for minutes."""
         self._linger = deployment.supervision.linger_seconds
 
     def run(self) -> None:
@@ -103,20 +116,7 @@ class Site:
         with keep_journal(self._tell) as self._journal, contextlib.ExitStack() as stack:
             stack.enter_context(take_signals(self._wishes))
             self._tenure = stack.enter_context(Tenure(self.deployment, self.path, self._since))
-            self._health = stack.enter_context(
-                open_health(
-                    lambda: self._status,
-                    self.deployment.ports,
-                    last=self._tenure.find_health_port(),
-                    key=self._tenure.key,
-                    answers={
-                        "/apply": self.apply,
-                        "/current": lambda _: {"current": self.is_current()},
-                        "/observed": self.observe,
-                        "/traffic": self.direct,
-                    },
-                )
-            )
+            self._health = stack.enter_context(self._open_health())
             self._update(name=self._tenure.name, health_url=self._health.url)
             stack.callback(self._jobs.close)
             stack.callback(self._stop)
@@ -133,22 +133,21 @@ class Site:
         """Bring each replica to what the deployment now says, one after the other.
 
         `asked` {"dry_run": true} only plans. Returns the steps and what takes a restart, a row a
-        replica. Raises what replica.apply raises; then the replicas after it are as they were.
+        replica, and a last one of the gateway: what of the deployment it takes. Raises what
+        Replica.apply raises; then the replicas after it are as they were.
         """
-        with self._lock:
-            return self._apply(Replica.plan if (asked or {}).get("dry_run") else Replica.apply)
+        return self._bring(self._source.read(self.deployment), **(asked or {}))
 
-    def _apply(self, do: Callable[[Replica], Change]) -> list[dict[str, Any]]:
-        fresh = self._source.read(self.deployment)
-        self._write_replicas(fresh)
-        rows = []
-        for replica in self._replicas:
-            change = do(replica)
-            steps = [step.to_json() for step in change.plan.steps]
-            rows.append({"server": replica.name, "plan": steps, "restart": list(change.restart)})
-        if do is Replica.apply:
-            self._take(fresh)
-        return rows
+    def _bring(self, fresh: Deployment, *, dry_run: bool = False) -> list[dict[str, Any]]:
+        key, rows = self._found.replica_key, []
+        with self._work:
+            for replica in self._replicas:
+                change = (replica.plan if dry_run else replica.apply)(fresh, key=key)
+                rows.append(_describe(replica.name, change))
+            taken = self._compare(fresh)
+            if not dry_run:
+                self._take(fresh)
+        return [*rows, {"server": self._tenure.name, "plan": [], "restart": [], "taken": taken}]
 
     def is_current(self) -> bool:
         """Whether `apply` had nothing to do."""
@@ -156,22 +155,36 @@ class Site:
             rows = self.apply({"dry_run": True})
         except MarwrightError:
             return False
-        return not any(row["plan"] or row["restart"] for row in rows)
+        return not any(row["plan"] or row["restart"] or row.get("taken") for row in rows)
+
+    def look(self, _: Any) -> dict[str, Any]:
+        """Have the replicas look at their servers now; return the status."""
+        for replica in self._replicas[:]:
+            if record := replica.record:
+                look_anew(record)
+            replica.ask()
+        self._note()
+        return self._status.to_json()
 
     def direct(self, asked: Any) -> dict[str, Any]:
         """Set a model's split, or with {"model": NAME} alone take it away; return all splits.
 
         `asked` None changes nothing. It is in use once this returns, and outlives the site's own
         death.
+
+        Raises:
+            UsageError: it is no split.
         """
-        if asked is not None:
-            traffic = self._traffic.without(asked["model"])
+        if asked is None:
+            return dataclasses.asdict(self._traffic)
+        with self._lock:
+            traffic = self._traffic.without(_read_model(asked))
             if len(asked) > 1:
-                split = Split(**asked)
+                split = _read_split(asked)
                 traffic = traffic.with_split(split)
                 self._observation.watch(split)
             self._change(traffic)
-        return dataclasses.asdict(self._traffic)
+            return dataclasses.asdict(self._traffic)
 
     def observe(self, asked: Any) -> dict[str, Any]:
         """Return what both versions of a model's split answered since it was first set.
@@ -179,67 +192,89 @@ class Site:
         `asked` {"model": NAME, "since": COUNT} leaves out what earlier calls had; with "captured"
         the copied requests are handed over too.
         """
-        return self._observation.tell(**asked)
+        model = _read_model(asked)
+        return self._observation.tell(model, asked.get("since"), bool(asked.get("captured")))
+
+    def _open_health(self) -> Health:
+        return open_health(
+            lambda: self._status,
+            self.deployment.ports,
+            last=self._tenure.find_health_port(),
+            key=self._tenure.key,
+            answers={
+                "/apply": self.apply,
+                "/current": lambda _: {"current": self.is_current()},
+                "/look": self.look,
+                "/observed": self.observe,
+                "/traffic": self.direct,
+            },
+        )
+
+    @property
+    def _found(self) -> SiteFiles:
+        """The files, which are there before anybody asks."""
+        if self._files is None:
+            raise NotReadyError("the site has not begun yet")
+        return self._files
 
     def _begin(self, stack: contextlib.ExitStack) -> None:
         """Adopt what is there, start what is not, and let others find it."""
         began = time.monotonic()
         warn_of_root()
         warn_of_certificate(self.deployment)
-        left = next(self._tenure.list_left(), None)
-        adopted = left is not None and (left / TRAFFIC).exists()
-        self._folder = left if left is not None and adopted else make_run_folder()
-        self._make_files()
-        self._open_journal()
-        self._tenure.note(self._folder)
-        self._replicas = [
-            Replica(self._tenure.name, number, self._folder / f"replica-{number}")
-            for number in range(1, self.deployment.replicas + 1)
-        ]
-        self._write_replicas(self.deployment)
-        for replica in self._replicas:
-            if not replica.adopt():
-                replica.start(threads=self._threads, linger=self._linger)
+        self._files = files = SiteFiles.take(self._tenure.list_left())
+        if not files.adopted:
+            self._check_port()
+        self._open_journal(files.folder)
+        self._tenure.note(files.folder)
+        self._traffic = files.read_traffic()
+        for split in self._traffic.splits:
+            self._observation.watch(split)
+        self._fit(self.deployment)
         self._wait_for_replica()
         self._begin_gateway()
-        self._observation.open(self._folder / GATEWAY, stack)
-        endpoint = self._write_endpoint()
-        self._tenure.settle(self._folder, endpoint.inference_url, self._health.url)
-        stack.enter_context(announce(self._tenure.name, self._folder))
-        self._update(address=endpoint.inference_url, phase="serving")
+        self._observation.open(files.folder, stack)
+        endpoint = Endpoint.read(files.folder / "endpoint.json")
+        self._tenure.settle(files.folder, endpoint.inference_url, self._health.url)
+        stack.enter_context(announce(self._tenure.name, files.folder))
+        self._update(phase="serving")
         self._look()
         _log.info("serving %s at %s", self._tenure.name, endpoint.inference_url)
         if self._serving:
-            self._serving(endpoint, self._tenure.name, time.monotonic() - began, adopted)
+            seconds = time.monotonic() - began
+            self._serving(endpoint, self._tenure.name, seconds, files.adopted)
         notify_systemd(SERVING)
 
-    def _make_files(self) -> None:
-        """Make what the parts share: secrets, a certificate, the traffic as it was."""
-        self._replica_key = self._folder / REPLICA_KEY
-        with translate_os_errors(f"write {self._folder}"):
-            for path in (self._replica_key, self._folder / TOKENS):
-                if not path.exists():
-                    path.touch(mode=0o600)
-                    path.write_text(secrets.token_urlsafe(32), encoding="ascii")
-        if (self._folder / TRAFFIC).exists():
-            self._traffic = Traffic.read(self._folder / TRAFFIC)
-            for split in self._traffic.splits:
-                self._observation.watch(split)
-        else:
-            self._traffic.write(self._folder / TRAFFIC)
+    def _check_port(self) -> None:
+        """Raise PortTakenError before replicas are started in vain."""
+        gateway = self.deployment.gateway or GatewaySettings()
+        if not is_free(gateway.port):
+            raise PortTakenError(
+                f"the gateway's port {gateway.port} is taken",
+                remedy="stop what listens there, or choose another: gateway.port in deploy.yaml",
+            )
 
-    def _open_journal(self) -> None:
+    def _open_journal(self, folder: Path) -> None:
         settings = self.deployment.logging
-        folder = settings.folder or self._folder / "logs"
-        self._update(log=str(folder / LOG_NAME))
-        self._journal.open(
-            folder.resolve() / LOG_NAME, file_bytes=settings.file_bytes, files=settings.files
-        )
+        path = (settings.folder or folder / "logs").resolve() / LOG_NAME
+        self._update(log=str(path))
+        self._journal.open(path, file_bytes=settings.file_bytes, files=settings.files)
 
-    def _write_replicas(self, deployment: Deployment) -> None:
-        key = self._replica_key if deployment.access.tokens else None
-        for replica in self._replicas:
-            replica.write(derive(deployment, gateway_key=key))
+    def _fit(self, deployment: Deployment) -> list[Replica]:
+        """Adopt or start as many replicas as are wanted; return those that are too many."""
+        folder, key = self._found.folder, self._found.replica_key
+        for number in range(len(self._replicas) + 1, deployment.replicas + 1):
+            replica = Replica(self._tenure.name, number, folder / f"replica-{number}")
+            replica.write(deployment, key=key)
+            self._replicas.append(replica)
+            if not replica.adopt():
+                replica.start(threads=self._threads, linger=self._linger)
+        for left in folder.glob("replica-*"):
+            if left not in {replica.folder for replica in self._replicas}:
+                end_left(left)  # of a killed site that had more
+        surplus = self._replicas[deployment.replicas :]
+        self._replicas = self._replicas[: deployment.replicas]
+        return surplus
 
     @property
     def _threads(self) -> int:
@@ -251,7 +286,7 @@ class Site:
         """Wait until one replica is ready.
 
         Raises:
-            ServerDiedError: all have given up; says why.
+            ServerDiedError: all have given up; says why, in the first one's words.
             NotReadyError: the time is over.
         """
         deadline = time.monotonic() + self.deployment.supervision.start_timeout + 60
@@ -259,142 +294,96 @@ class Site:
             for replica in self._replicas:
                 replica.ask()
             if all(replica.has_ended for replica in self._replicas):
+                error = self._replicas[0].explain()
                 raise ServerDiedError(
                     "no replica could be started",
-                    remedy="mend what the first one says",
-                    detail=self._replicas[0].read_end(),
+                    found=str(error),
+                    remedy="" if error.remedy else "mend what the first one says",
+                    detail=error.detail,
                 )
             if time.monotonic() > deadline:
                 raise NotReadyError(
                     "no replica got ready in time",
+                    found="; ".join(self._replicas[0].list_problems()),
                     remedy="raise supervision.start_timeout",
-                    detail=self._replicas[0].read_end(),
                 )
             time.sleep(POLL_SECONDS)
 
     def _begin_gateway(self) -> None:
-        folder = self._folder / GATEWAY
-        try:
-            self._gateway = Gateway.adopt(folder)
-            self._gateway.change(self._make_settings())
-        except ServerDiedError:
-            self._gateway = Gateway.start(folder, self._make_settings(), linger=self._linger)
+        with self._lock:
+            with contextlib.suppress(ServerDiedError):
+                self._gateway = Gateway.adopt(self._found.folder)
+            self._gateway = self._gateway or self._start_gateway()
+            self._mend_gateway()
+
+    def _start_gateway(self) -> Gateway:
+        return Gateway.start(self._found.folder, self._make_settings(), linger=self._linger)
+
+    def _list_endpoints(self) -> list[Endpoint]:
+        return [point for replica in self._replicas if (point := replica.endpoint) is not None]
 
     def _make_settings(self) -> Settings:
         """Return what the gateway is to be now."""
-        deployment, gateway = self.deployment, self.deployment.gateway or GatewaySettings()
-        endpoints = [replica.endpoint for replica in self._replicas]
-        urls = tuple(endpoint.inference_url for endpoint in endpoints if endpoint)
-        tokens = deployment.access.tokens
-        limits = deployment.limits
-        certificate = self._find_certificate()
-        return Settings(
-            port=gateway.port,
-            host=gateway.host,
-            replicas=urls,
-            certificate=certificate.certificate if certificate else None,
-            key=certificate.key if certificate else None,
-            replica_token=self._replica_key.read_text("ascii") if tokens else None,
-            client_tokens=(gateway.tokens or self._folder / TOKENS) if tokens else None,
-            request_bytes=limits.request_bytes,
-            request_seconds=limits.request_seconds,
-            connections=limits.connections,
-            retry_after=limits.retry_after,
-            traffic=self._traffic,
-        )
+        return self._found.make_settings(self.deployment, self._list_endpoints(), self._traffic)
 
-    def _find_certificate(self) -> Certificate | None:
-        tls = self.deployment.tls
-        if isinstance(tls, TlsFiles):
-            return Certificate(tls.certificate, tls.key)
-        if tls is None:
-            return None
-        folder = self._folder / "tls"
-        made = Certificate(folder / "certificate.pem", folder / "key.pem")
-        return made if made.certificate.exists() else make_certificate(folder)
-
-    def _write_endpoint(self) -> Endpoint:
-        """Say where clients find the gateway; the rest is the first replica's that has it."""
-        gateway = self.deployment.gateway or GatewaySettings()
-        first = next(filter(None, (replica.endpoint for replica in self._replicas)))
-        certificate = self._find_certificate()
-        token = self._folder / "token"
-        if self.deployment.access.tokens:
-            text = (gateway.tokens or self._folder / TOKENS).read_text(encoding="utf-8")
-            with write_file(token) as stream:
-                stream.write(text.split()[0].encode())
-            token.chmod(0o600)
-        endpoint = dataclasses.replace(
-            first,
-            inference_url=f"{'https' if certificate else 'http'}://{gateway.host}:{gateway.port}",
-            grpc_inference="",
-            grpc_management="",
-            gateway_token=token if self.deployment.access.tokens else None,
-            certificate=certificate.certificate if certificate else None,
-            health_url=self._health.url,
-        )
-        endpoint.write(self._folder / "endpoint.json")
-        return endpoint
+    def _publish(self) -> None:
+        """Say where clients find the gateway, as it is now."""
+        first = self._list_endpoints()[0]
+        endpoint = self._found.write_endpoint(self.deployment, first, health_url=self._health.url)
+        self._update(address=endpoint.inference_url)
 
     def _look(self) -> None:
         """Look at everything once, and mend what has ended."""
-        settings = self.deployment.supervision
-        for replica in self._replicas:
+        for replica in self._replicas[:]:
             replica.ask()
-            replica.mend(
-                threads=self._threads, linger=self._linger, longest_pause=settings.longest_pause
-            )
+            if replica.is_due(self.deployment.supervision.longest_pause):
+                replica.start(threads=self._threads, linger=self._linger)
         self._observation.read()
-        with self._lock:
-            self._mend_gateway()
+        try:
+            with self._lock:
+                self._mend_gateway()
+            self._obstacle = ""
+        except (MarwrightError, OSError) as exc:  # tried again at the next look
+            if str(exc) != self._obstacle:
+                _log.error("%s", exc, extra={"detail": getattr(exc, "detail", "")})
+            self._obstacle = str(exc)
         self._note()
 
     def _mend_gateway(self) -> None:
         """Start nginx again where it has ended, and let it know where the replicas are."""
         assert self._gateway is not None  # it was begun with
-        if not any(replica.endpoint for replica in self._replicas):
+        if self._status.phase == "stopping" or not self._list_endpoints():
             return  # it waits for them
         if self._gateway.exit_status is not None:
             _log.error("nginx has ended; starting it again")
             self._gateway.stop(keep_folder=True)
-            folder = self._folder / GATEWAY
-            self._gateway = Gateway.start(folder, self._make_settings(), linger=self._linger)
+            self._gateway = self._start_gateway()
+            self._update(restarts=self._status.restarts + 1)
         self._gateway.rotate()
         self._gateway.change(self._make_settings())
+        self._publish()
 
     def _note(self) -> None:
-        """Say in the status how the replicas are, all together."""
-        ready = [replica for replica in self._replicas if replica.is_ready]
-        differences = [
-            f"{replica.name}: {text}"
-            for replica in self._replicas
-            for text in replica.list_problems()
-        ]
-        rows: dict[tuple[str, str], VersionStatus] = {}
-        for replica in self._replicas:
-            for item in replica.status.get("models", ()):
-                row = VersionStatus(**item)
-                rows[row.name, row.version] = _join(rows.get((row.name, row.version)), row)
-        if ready:  # which answers for the others
-            rows = {key: dataclasses.replace(row, problem="") for key, row in rows.items()}
+        """Say in the status how all of it is."""
+        ready = any(replica.is_ready for replica in self._replicas)
+        problems = [*([] if ready else ["no replica is ready"]), self._obstacle]
         self._update(
-            models=tuple(rows.values()),
-            problems=() if ready else ("no replica is ready",),
-            differences=tuple(differences),
-            started=self._status.started or bool(ready),
+            replicas=describe_replicas(self._replicas),
+            models=join_versions(self._replicas),
+            problems=tuple(filter(None, problems)),
+            started=self._status.started or ready,
         )
 
     def _change(self, traffic: Traffic) -> None:
         """Bring another traffic into use, and keep it for whoever adopts this site."""
         assert self._gateway is not None  # control begins after it
-        with self._lock:
-            before, self._traffic = self._traffic, traffic
-            try:
-                self._gateway.change(self._make_settings())
-            except MarwrightError:
-                self._traffic = before
-                raise
-            traffic.write(self._folder / TRAFFIC)
+        before, self._traffic = self._traffic, traffic
+        try:
+            self._gateway.change(self._make_settings())
+        except MarwrightError:
+            self._traffic = before
+            raise
+        self._found.write_traffic(traffic)
 
     def _obey(self, seconds: float) -> None:
         """Do what signals asked for, or wait."""
@@ -402,66 +391,141 @@ class Site:
             wish = self._wishes.get(timeout=seconds)
         except queue.Empty:
             return
-        if wish == "reload":
-            self._jobs.start(self._reload)
-        else:
-            self._jobs.start(self._restart)
+        self._jobs.start(self._reload if wish == "reload" else self._restart)
 
     def _reload(self) -> None:
-        for row in self.apply(None):
-            if row["restart"]:
-                keys = ", ".join(row["restart"])
-                _log.warning("changed, but taken only by marwright restart: %s", keys)
+        """Take the configuration as it is now, as far as running servers can."""
+        notify_systemd("RELOADING=1")
+        try:
+            for row in self.apply(None):
+                if row["restart"]:
+                    keys = ", ".join(row["restart"])
+                    _log.warning("changed, but taken only by marwright restart: %s", keys)
+        finally:
+            notify_systemd(SERVING)
 
     def _restart(self) -> None:
         """Start one replica after the other again; the others answer meanwhile."""
         number = self._status.restart.count + 1
         self._update(restart=RestartStatus(number, "running"))
+        notify_systemd("STATUS=restarting")
         began = time.monotonic()
         try:
             fresh = self._source.read(self.deployment)
-            self._write_replicas(fresh)
-            for replica in self._replicas:
-                if record := replica.record:
-                    restart_server(record, timeout=RESTART_SECONDS)
-            self._take(fresh)
+            with self._work:
+                for replica in self._replicas:
+                    self._restart_replica(replica, fresh)
+                self._take(fresh)
         except MarwrightError as exc:
-            self._update(restart=RestartStatus(number, "failed", problem=str(exc)))
+            problem = "; ".join([str(exc), *exc.detail.splitlines()])
+            self._update(restart=RestartStatus(number, "failed", problem=problem))
             _log.error("%s", exc, extra={"detail": exc.detail})
-            return
-        seconds = round(time.monotonic() - began, 2)
-        self._update(restart=RestartStatus(number, "done", seconds))
+        else:
+            seconds = round(time.monotonic() - began, 2)
+            self._update(restart=RestartStatus(number, "done", seconds))
+        finally:
+            notify_systemd(SERVING)
+
+    def _restart_replica(self, replica: Replica, fresh: Deployment) -> None:
+        """Start one replica's server again, while another one answers.
+
+        Raises:
+            NotReadyError: no other one does.
+            MarwrightError: it did not start so, and is as it was where that works.
+        """
+        others = [other for other in self._replicas if other is not replica]
+        deadline = time.monotonic() + RESTART_SECONDS
+        while others and not any(other.is_ready for other in others):
+            if time.monotonic() > deadline or self._status.phase == "stopping":
+                raise NotReadyError(
+                    f"{replica.name} is not started again: no other replica is ready",
+                    remedy=f"see why: marwright status {self._tenure.name}",
+                )
+            time.sleep(POLL_SECONDS)
+        replica.write(fresh, key=self._found.replica_key)
+        if (record := replica.record) is None:
+            return  # it has ended, and is started with this anyway
+        try:
+            restart_server(record, timeout=RESTART_SECONDS)
+        except MarwrightError:
+            replica.write(self.deployment, key=self._found.replica_key)
+            raise
+
+    def _compare(self, fresh: Deployment) -> list[str]:
+        """Return what the gateway would take of a deployment: "gateway.port: 8000 -> 8001"."""
+        before, after = (
+            flatten(one.model_dump(mode="json", include=set(GATEWAY_KEYS)))
+            for one in (self.deployment, fresh)
+        )
+        return [
+            f"{key}: {before.get(key)} -> {after.get(key)}"
+            for key in dict.fromkeys([*before, *after])
+            if before.get(key) != after.get(key)
+        ]
 
     def _take(self, fresh: Deployment) -> None:
-        """Obey another deployment, as far as that takes no other site."""
-        keep = {"replicas": self.deployment.replicas, "name": self.deployment.name}
-        self.deployment = fresh.model_copy(update=keep)
+        """Obey another deployment; the gateway goes first to where it is to be.
+
+        Raises:
+            UsageError: it is of no site.
+            MarwrightError: the gateway cannot be so; all is as it was.
+        """
+        if fresh.gateway is None:
+            raise UsageError(
+                "a site keeps its gateway", remedy="marwright stop, and then marwright serve"
+            )
+        with self._lock:
+            before = self.deployment
+            self.deployment = fresh.model_copy(update={"name": before.name})
+            try:
+                self._mend_gateway()
+            except MarwrightError:
+                self.deployment = before
+                raise
+            surplus = self._fit(self.deployment)
+            if surplus:
+                self._mend_gateway()
+        _stop_all(surplus)
 
     def _stop(self) -> None:
         """End the gateway first: it lets its requests be answered."""
         with ignore_signals():
             self._update(phase="stopping")
             notify_systemd("STOPPING=1")
-            if self._gateway is not None:
-                self._gateway.stop()
-            for replica in self._replicas:
-                replica.stop()
-            if self._replicas:
-                shutil.rmtree(self._folder, ignore_errors=True)
+            with self._lock:
+                if self._gateway is not None:
+                    self._gateway.stop(keep_folder=True)
+            _stop_all(self._replicas)
+            if self._files is not None:
+                shutil.rmtree(self._files.folder, ignore_errors=True)
 
     def _update(self, **changes: Any) -> None:
-        self._status = dataclasses.replace(self._status, **changes)
+        with self._status_lock:  # jobs and requests have threads of their own
+            self._status = dataclasses.replace(self._status, **changes)
 
 
-def _join(one: VersionStatus | None, other: VersionStatus) -> VersionStatus:
-    """Return one row for the same version in two replicas."""
-    if one is None:
-        return other
-    return dataclasses.replace(
-        one,
-        workers=one.workers + other.workers,
-        ready_workers=one.ready_workers + other.ready_workers,
-        memory_bytes=one.memory_bytes + other.memory_bytes,
-        problem=one.problem or other.problem,
-        detail=one.detail or other.detail,
-    )
+def _stop_all(replicas: list[Replica]) -> None:
+    """End replicas, all at once."""
+    if replicas:
+        with ThreadPoolExecutor(len(replicas)) as pool:
+            list(pool.map(Replica.stop, replicas))
+
+
+def _describe(server: str, change: Change) -> dict[str, Any]:
+    steps = [step.to_json() for step in change.plan.steps]
+    return {"server": server, "plan": steps, "restart": list(change.restart)}
+
+
+def _read_model(asked: Any) -> str:
+    """Return which model is meant; raises UsageError where none is named."""
+    if not isinstance(asked, dict) or not isinstance(asked.get("model"), str):
+        raise UsageError("no model is named", expected='{"model": NAME, ...}')
+    return str(asked["model"])
+
+
+def _read_split(asked: dict[str, Any]) -> Split:
+    """Return the split that is meant; raises UsageError where it is none."""
+    try:
+        return Split(**asked)
+    except TypeError as exc:
+        raise UsageError("no such split is possible", found=str(exc)) from exc

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +9,16 @@ from typing import Any
 
 from marwright.archive.admission import admit, find_policy, read_policy
 from marwright.archive.checks.samples import Sample
+from marwright.archive.digests import digest_stream
 from marwright.archive.reader import read_manifest
 from marwright.errors import ClientError, MarwrightError, ModelNotFoundError, ReleaseError
-from marwright.release.target import Target
+from marwright.release.entries import is_listed
+from marwright.release.history import Line, Place
+from marwright.release.target import Target, find_version, list_files
 from marwright.server.samples import read_samples
+from marwright.storage import translate_os_errors
 
-__all__ = ["Candidate", "examine"]
+__all__ = ["Candidate", "digest_file", "examine", "find_archive"]
 
 
 @dataclass(frozen=True)
@@ -25,13 +28,17 @@ class Candidate:
     path: Path
     model: str
     version: str
+    digest: str
+    """SHA-256 of the archive's file."""
     before: str
     """The version that is the default."""
+    before_archive: str
+    """The file name of that one."""
     workers: int
     """How many the default version has, and the candidate is to have."""
     samples: tuple[tuple[Any, Sample], ...]
-    digest: str
-    """SHA-256 of the archive's file."""
+    present: tuple[Place, ...]
+    """Where it is already."""
 
     @property
     def key(self) -> tuple[str, str]:
@@ -39,36 +46,40 @@ class Candidate:
         return self.model, self.version
 
 
-def examine(path: Path, target: Target, *, resuming: bool = False) -> Candidate:
+def find_archive(path: Path, target: Target) -> Path:
+    """Return an archive's place; a bare name may stand for one of the store."""
+    if not path.exists() and path.parent == Path() and target.store is not None:
+        return target.store / path
+    return path
+
+
+def digest_file(path: Path) -> str:
+    """Return the SHA-256 of a file.
+
+    Raises:
+        StorageError: it cannot be read, or is a folder.
+    """
+    with translate_os_errors(f"read {path}"), path.open("rb") as stream:
+        return digest_stream(stream)
+
+
+def examine(path: Path, target: Target, *, begun: Line | None = None) -> Candidate:
     """Return what is to be released; nothing is moved.
 
-    `resuming`: a release of this archive was interrupted, so that it may have been moved by now.
+    `begun`: a release of this archive was interrupted, so that it may have been moved by now.
 
     Raises:
         ReleaseError: all that speaks against it, at once.
         ArchiveError: the file is no archive.
     """
-    if not path.exists() and path.parent == Path() and target.store is not None:
-        path = target.store / path
     manifest = read_manifest(path)
     key = manifest.name, manifest.version
-    problems = [*_check_archive(path, target), *_check_samples(path, target)]
-    before, workers = "", 1
-    try:
-        for client in target.clients:
-            now = client.models.describe(key[0])
-            before, workers = before or now.version, now.min_workers
-            if now.version == key[1] and not resuming:
-                problems.append(f"{key[0]} {key[1]} is the default already")
-        if pending := target.list_pending():
-            problems.append(f"deploy.yaml is not applied yet: {', '.join(pending)}")
-    except ModelNotFoundError:
-        names = ", ".join(model.name for model in target.clients[0].models.list()) or "none"
-        problems.append(f"no model {key[0]} is served there, but: {names}")
-    except ClientError as exc:
-        problems.append(str(exc))
-    except MarwrightError as exc:
-        problems.append(" ".join([str(exc), *exc.detail.split()]))
+    problems = [
+        *_check_archive(path, target),
+        *_check_samples(path, target),
+        *_check_servers(path, key, target, begun),
+        *_check_deployment(key, target, begun),
+    ]
     if problems:
         raise ReleaseError(
             f"{path.name} cannot be released to {target.name}",
@@ -76,21 +87,34 @@ def examine(path: Path, target: Target, *, resuming: bool = False) -> Candidate:
             remedy="nothing was moved; mend it, and try again",
             detail="\n".join(problems) if len(problems) > 1 else "",
         )
-    samples = tuple(read_samples(path))
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Candidate(path, *key, before, max(1, workers), samples, digest)
+    client = target.clients[0]
+    now = client.models.describe(key[0])
+    before = begun.before if begun else now.version
+    return Candidate(
+        path,
+        *key,
+        digest=digest_file(path),
+        before=before,
+        before_archive=list_files(client, key[0]).get(before, ""),
+        workers=max(1, now.min_workers),
+        samples=tuple(read_samples(path)),
+        present=tuple(_list_places(path, key, target)),
+    )
 
 
 def _check_archive(path: Path, target: Target) -> Iterator[str]:
-    """Yield why the store's policy refuses it."""
-    policy_path = target.clients[0].endpoint.policy
+    """Yield why the store cannot take it."""
+    store, policy = target.store, target.clients[0].endpoint.policy
+    if store is None:
+        yield "the server's store is not known here: pass --store"
+        return
     try:
-        found = find_policy(target.store) if target.store and policy_path is None else None
-        admit(path, read_policy(policy_path) if policy_path else found)
+        admit(path, read_policy(policy) if policy else find_policy(store))
     except MarwrightError as exc:
         yield " ".join([str(exc), *exc.detail.split()])
-    if target.store is None:
-        yield "the server's store is not known here: pass --store"
+    stored = store / path.name
+    if stored.exists() and digest_file(stored) != digest_file(path):
+        yield f"the store holds another {path.name}: give this archive a file name of its own"
 
 
 def _check_samples(path: Path, target: Target) -> Iterator[str]:
@@ -103,7 +127,55 @@ def _check_samples(path: Path, target: Target) -> Iterator[str]:
         yield str(exc)
         return
     if not samples:
-        yield "it carries no sample: pack it with --sample, or set releases.samples: false"
+        yield "it carries no sample: name some in its model.yaml, or set releases.samples: false"
     for _, sample in samples:
         if sample.answer is None and (sample.status or 200) < 400:
-            yield f"sample {sample.name} has no recorded answer: pack it again with --preflight"
+            yield (
+                f"sample {sample.name} has no recorded answer: say it in model.yaml,"
+                " or set releases.samples: false"
+            )
+
+
+def _check_servers(
+    path: Path, key: tuple[str, str], target: Target, begun: Line | None
+) -> Iterator[str]:
+    """Yield what the servers have against it, each problem once."""
+    problems: dict[str, None] = {}
+    for client in target.clients:
+        try:
+            if client.models.describe(key[0]).version == key[1] and begun is None:
+                problems[f"{' '.join(key)} is the default already"] = None
+            found = find_version(client, *key)
+            if found is not None and (file := found.archive.rpartition("/")[2]) != path.name:
+                problems[f"{' '.join(key)} is registered already, from {file}"] = None
+        except ModelNotFoundError:
+            names = ", ".join(model.name for model in client.models.list()) or "none"
+            problems[f"no model {key[0]} is served there, but: {names}"] = None
+        except ClientError as exc:
+            problems[str(exc)] = None
+    yield from problems
+
+
+def _check_deployment(key: tuple[str, str], target: Target, begun: Line | None) -> Iterator[str]:
+    """Yield what deploy.yaml says and the servers are not; but for what is being released."""
+    try:
+        pending = [
+            f"{step['kind']} {step['name']} {step['version']}"
+            for step in target.list_pending()
+            if (step["name"], step["version"]) != key
+            and not (begun is not None and step["name"] == key[0])
+        ]
+    except MarwrightError as exc:
+        yield " ".join([str(exc), *exc.detail.split()])
+        return
+    if pending:
+        yield f"deploy.yaml is not applied yet: {', '.join(pending)}"
+
+
+def _list_places(path: Path, key: tuple[str, str], target: Target) -> Iterator[Place]:
+    if target.store is not None and (target.store / path.name).exists():
+        yield "store"
+    if find_version(target.clients[0], *key) is not None:
+        yield "servers"
+    if is_listed(target, path.name):
+        yield "deploy.yaml"

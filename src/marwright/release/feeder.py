@@ -15,7 +15,7 @@ from marwright.errors import MarwrightError
 __all__ = ["Feeder"]
 
 THREADS = 4
-PAUSE_SECONDS = 0.005
+PAUSE_SECONDS = 0.002
 """Between two requests of one thread: real ones come first."""
 
 

@@ -11,7 +11,7 @@ import getpass
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal
@@ -35,6 +35,8 @@ HISTORY_NAME = "releases.jsonl"
 Event = Literal["begun", "step", "passed", "failed", "released", "returned", "rolled back"]
 """What a line tells; the last three are ends."""
 ENDS = {"released", "returned", "rolled back"}
+_NONE: tuple[Any, ...] = ("", {}, [])
+Place = Literal["store", "servers", "deploy.yaml"]
 
 
 @dataclass(frozen=True)
@@ -48,19 +50,25 @@ class Line:
     event: Event
     model: str
     version: str
-    """The version that is released, or returned to."""
+    """The version that is released."""
     before: str
-    """The version that was the default."""
+    """The version that was the default, and is returned to."""
     step: str = ""
     reason: str = ""
     """Why, in one line."""
     figures: dict[str, Any] = field(default_factory=dict)
     archive: str = ""
-    """Its file name; with its digest it says what was released."""
+    """The file name of the version that is released."""
     digest: str = ""
-    """SHA-256 of the archive's file."""
+    """SHA-256 of that file."""
+    before_archive: str = ""
+    """The file name of the version that was the default."""
+    before_digest: str = ""
+    """SHA-256 of that file; empty where it cannot be read here."""
     deployment: str = ""
     """SHA-256 of the deploy.yaml as it was when the release began."""
+    present: list[Place] = field(default_factory=list)
+    """Where the version was before the release began, and stays if that is taken back."""
     user: str = ""
 
     def describe(self) -> str:
@@ -71,7 +79,7 @@ class Line:
         if self.event == "released":
             return f"released {self.model} {self.version}; {self.before} stays to return to"
         if self.event in {"returned", "rolled back"}:
-            return f"{self.model} is back at {self.version}: {self.reason}"
+            return f"{self.model} is back at {self.before}: {self.reason}"
         figures = ", ".join(f"{key} {_show(value)}" for key, value in self.figures.items())
         text = self.reason or figures
         return f"{what}{self.event}" + (f" ({text})" if text else "")
@@ -98,11 +106,9 @@ class Standing:
         """Return where it stands, in one line."""
         begun, last = self.begun, self.last
         text = f"the release of {begun.model} {begun.version} (from {begun.before})"
-        return (
-            f"{text} stands at {self.step} since {last.time}"
-            if self.is_open
-            else (f"{text} was {last.event}" if last.event != "released" else f"{text} is done")
-        )
+        if self.is_open:
+            return f"{text} stands at {self.step} since {last.time}"
+        return f"{text} is done" if last.event == "released" else f"{text} was {last.event}"
 
 
 class History:
@@ -125,13 +131,15 @@ class History:
                 if "in use" not in exc.message:
                     raise
                 raise ReleaseError(
-                    "another release is being made", found=exc.found, remedy="wait for its end"
+                    "another release is being made",
+                    found=exc.found,
+                    remedy="wait for its end, or interrupt it: it goes back then",
                 ) from exc
             yield
 
     def add(self, line: Line) -> Line:
         """Write a line; it is on the disk once this returns."""
-        text = json.dumps({key: value for key, value in asdict(line).items() if value != ""})
+        text = json.dumps({key: value for key, value in asdict(line).items() if value not in _NONE})
         with translate_os_errors(f"write {self.path}"), self.path.open("ab+") as stream:
             if stream.tell() and not _ends_whole(stream):
                 stream.write(b"\n")  # a line that a full disk or a kill has cut
@@ -155,7 +163,7 @@ class History:
         return lines
 
     def list_standings(self, model: str | None = None) -> list[Standing]:
-        """Return each release, the latest last."""
+        """Return each release, the one that began last at the end."""
         found: dict[str, list[Line]] = {}
         for line in self.read(model):
             found.setdefault(line.release, []).append(line)
@@ -163,16 +171,8 @@ class History:
 
 
 def make_line(begun: Line, event: Event, **values: Any) -> Line:
-    """Return a line about a release that has begun."""
-    return Line(
-        time=tell_time(),
-        release=begun.release,
-        event=event,
-        model=begun.model,
-        version=values.pop("version", begun.version),
-        before=begun.before,
-        **values,
-    )
+    """Return a line about a release that has begun; it names the same archives."""
+    return replace(begun, time=tell_time(), event=event, user=tell_user(), **values)
 
 
 def tell_time() -> str:

@@ -16,9 +16,11 @@ from marwright.release.history import HISTORY_NAME, History
 from marwright.server.change import hold_server, make_change, prepare_change
 from marwright.server.deployment import Deployment, ReleaseSettings
 from marwright.server.registry import Record, find_record, list_records
+from marwright.server.staging import Staging
 from marwright.server.supervision.inspection import ask_supervisor
+from marwright.storage import translate_os_errors
 
-__all__ = ["find_version", "list_files", "open_target", "Target"]
+__all__ = ["find_version", "list_files", "open_target", "Target", "unstage"]
 
 CHANGE_SECONDS = 60.0
 APPLY_SECONDS = 300.0
@@ -48,7 +50,10 @@ class Target:
     @property
     def deployment_digest(self) -> str:
         """SHA-256 of the deploy.yaml; empty where there is none."""
-        return hashlib.sha256(self.path.read_bytes()).hexdigest() if self.path else ""
+        if self.path is None:
+            return ""
+        with translate_os_errors(f"read {self.path}"):
+            return hashlib.sha256(self.path.read_bytes()).hexdigest()
 
     def direct(self, **split: Any) -> None:
         """Set the split of a model's traffic; with the model alone, take it away."""
@@ -74,22 +79,27 @@ class Target:
             with hold_server(client):
                 make_change(prepare_change(self.path, client), client)
 
-    def list_pending(self) -> list[str]:
-        """Return what `marwright apply` would do; nothing where all is as deploy.yaml says."""
+    def list_pending(self) -> list[dict[str, Any]]:
+        """Return the steps that `marwright apply` would do, as its --json has them."""
         if self.path is None:
             return []
         if self.gateway is not None and self.record is not None:
             rows = ask_supervisor(self.record, "/apply", {"dry_run": True}, timeout=CHANGE_SECONDS)
-            return [
-                f"{step['kind']} {step['name']} {step['version']}"
-                for row in rows
-                for step in row["plan"]
-            ]
+            return [step for row in rows for step in row["plan"]]
         return [
-            step.describe()
+            step.to_json()
             for client in self.clients
             for step in prepare_change(self.path, client).plan.steps
         ]
+
+    def unregister(self, model: str, version: str) -> None:
+        """Take a version from each server that has it, and from its staging."""
+        for client in self.clients:
+            found = find_version(client, model, version)
+            if found is None:
+                continue
+            client.models.unregister(model, version)
+            unstage(client, found.archive.rpartition("/")[2])
 
 
 @contextlib.contextmanager
@@ -190,6 +200,12 @@ def find_version(client: Client, model: str, version: str) -> ModelVersion | Non
         return client.models.describe(model, version)
     except ModelNotFoundError:
         return None
+
+
+def unstage(client: Client, archive: str) -> None:
+    """Take an archive out of what a server of ours reads; the store keeps it."""
+    if client.endpoint.staging is not None:
+        Staging(client.endpoint.staging, None).unstage(archive)
 
 
 def list_files(client: Client, model: str) -> dict[str, str]:

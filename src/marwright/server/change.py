@@ -120,7 +120,7 @@ def _compare_running(deployment: Deployment, staging: Staging) -> list[str]:
     Raises:
         UsageError: it has another store.
     """
-    running, values = _read_running(staging), deployment.model_dump(mode="json")
+    running, values = _complete(_read_running(staging)), deployment.model_dump(mode="json")
     if running.get("store", values["store"]) != values["store"]:
         raise UsageError(
             "the running server has another store",
@@ -131,8 +131,6 @@ def _compare_running(deployment: Deployment, staging: Staging) -> list[str]:
         flatten({key: item for key, item in whole.items() if key not in LIVE_KEYS})
         for whole in (running, values)
     )
-    if not running:
-        return []
     return [
         f"{key}: {before.get(key)} -> {after.get(key)}"
         for key in dict.fromkeys([*before, *after])
@@ -145,6 +143,13 @@ def _read_running(staging: Staging) -> dict[str, Any]:
     with translate_os_errors(f"read {path}"):
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return values
+
+
+def _complete(running: dict[str, Any]) -> dict[str, Any]:
+    """Return what a server was started with, and the defaults of keys that are newer than that."""
+    with contextlib.suppress(ValueError):  # it has keys that are not known here
+        return Deployment.model_validate(running).model_dump(mode="json")
+    return running
 
 
 def _write_running(deployment: Deployment, staging: Staging) -> None:

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from pydantic import ValidationError
-
+from marwright.archive.document import validate
 from marwright.errors import ConfigurationError
 from marwright.server.deployment import SETTINGS, Deployment
 from marwright.server.keys import FIXED_KEYS, KEYS, suggest_key
@@ -70,16 +69,8 @@ def import_properties(path: Path) -> tuple[Deployment, list[str]]:
             remedy="mend it",
             detail="\n".join(conversion.problems) if len(conversion.problems) > 1 else "",
         )
-    try:
-        return Deployment.model_validate(conversion.values), conversion.notes
-    except ValidationError as exc:
-        lines = [
-            f"{'.'.join(map(str, error['loc']))}: {error['msg'].removeprefix('Value error, ')}"
-            for error in exc.errors()
-        ]
-        raise ConfigurationError(
-            f"{path} says what no deploy.yaml may", found="; ".join(lines), remedy="mend it"
-        ) from exc
+    deployment = validate(Deployment, conversion.values, source=str(path), error=ConfigurationError)
+    return deployment, conversion.notes
 
 
 class _Conversion:
@@ -100,6 +91,7 @@ class _Conversion:
         self._take_access()
         self._take_limits()
         self._take_tls()
+        self._note_schemes()
         self._take_java()
         self._take_models()
         self._take_others()
@@ -145,6 +137,9 @@ class _Conversion:
     def _take_access(self) -> None:
         if (off := self._read("disable_token_authorization", _read_bool)) is not None:
             self._set("access", "tokens", value=not off)
+            if off:
+                text = "is kept: whoever reaches the server may ask it (access.tokens: false)"
+                self._note("disable_token_authorization", text)
         if self._read("enable_model_api", _read_bool) is False:
             self._set("access", "models", value="off")
         hidden = self.given.get("blacklist_env_vars", "")
@@ -168,6 +163,18 @@ class _Conversion:
             self._note("keystore", text)
         elif any(files):
             self._note("certificate_file", "and private_key_file belong together: no TLS")
+
+    def _note_schemes(self) -> None:
+        """Note the addresses that were encrypted and will not be, or the other way round."""
+        encrypted = "tls" in self.values
+        for api in _APIS:
+            address = self.given.get(f"{api}_address", "")
+            if address.startswith("https:") and not encrypted:
+                text = "is https and becomes http: no certificate is taken over, name one in tls"
+                self._note(f"{api}_address", text)
+            elif address.startswith("http:") and encrypted:
+                text = "is http and becomes https: tls encrypts all APIs"
+                self._note(f"{api}_address", text)
 
     def _take_java(self) -> None:
         options = self._read("vmargs", shlex.split) or []
@@ -236,8 +243,14 @@ class _Conversion:
         least, most = settings.get("minWorkers"), settings.get("maxWorkers")
         if least is not None:
             entry["workers"] = least
-        if least is not None and most not in (None, least, max(1, least)):
+        if least is None and most is not None:
+            text = "it will have as many as its archive says"
+            self.notes.append(f"models: {label} has up to {most} workers and no minWorkers; {text}")
+        elif least is not None and most not in (None, least, max(1, least)):
             self.notes.append(f"models: {label} has up to {most} workers; it will have {least}")
+        if (delay := settings.get("maxBatchDelay")) is not None:
+            text = f"{delay} microseconds, not milliseconds, unless eager_batches is false"
+            self.notes.append(f"models: a request to {label} will wait for company for {text}")
         known = {*_SETTINGS, "defaultVersion", "marName", "minWorkers", "maxWorkers"}
         for key in settings.keys() - known:
             self.notes.append(f"models: {key} of {label} is not kept: pack it into the archive")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import difflib
 import importlib.util
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -24,6 +26,8 @@ from marwright.server.wanted import Wanted, read_wanted
 __all__ = ["examine", "examine_rest"]
 
 Keys = list[str | int]
+SHOWN = 5
+"""Archives of the store that are named in place of a missing one."""
 
 BEARER_TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")
 """RFC 6750, section 2.1."""
@@ -142,7 +146,8 @@ def _check_store(deployment: Deployment, trusted: Collection[str]) -> Iterator[t
     for number, entry in enumerate(deployment.list_entries()):
         path = deployment.store / entry.archive
         if not path.exists():
-            yield ["models", number, "archive"], f"there is no archive {path}"
+            text = f"there is no archive {path}; {_suggest(deployment, entry.archive)}"
+            yield ["models", number, "archive"], text
             continue
         try:
             wanted[number] = item = read_wanted(deployment, entry)
@@ -154,6 +159,16 @@ def _check_store(deployment: Deployment, trusted: Collection[str]) -> Iterator[t
         except MarwrightError as exc:
             yield ["models", number, "archive"], _join(exc)
     yield from _check_versions(wanted)
+    yield from _check_workers(deployment, wanted)
+
+
+def _suggest(deployment: Deployment, archive: str) -> str:
+    """Return what a missing archive was meant to be, or what the store holds."""
+    names = sorted(path.name for path in deployment.store.glob("*.mar"))
+    if near := difflib.get_close_matches(archive, names, n=1):
+        return f"did you mean {near[0]}?"
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"the store holds {', '.join(names[:SHOWN]) or 'none'}{more}"
 
 
 def _check_versions(wanted: dict[int, Wanted]) -> Iterator[tuple[Keys, str]]:
@@ -170,6 +185,23 @@ def _check_versions(wanted: dict[int, Wanted]) -> Iterator[tuple[Keys, str]]:
         for number, version in found[1:]:
             text = f"{name} has two defaults, {found[0][1]} and {version}"
             yield ["models", number, "default"], text
+
+
+def _check_workers(
+    deployment: Deployment, wanted: Mapping[int, Wanted]
+) -> Iterator[tuple[Keys, str]]:
+    """Check the memory that workers may take before they are renewed, where that is limited."""
+    default = deployment.supervision.memory_limit
+    shares: dict[tuple[str | int, ...], int] = defaultdict(int)
+    for number, item in wanted.items():
+        own = item.entry.memory_limit
+        keys = ("models", number, "memory_limit") if own else ("supervision", "memory_limit")
+        shares[keys] += item.workers * (own or default or 0) * deployment.replicas
+    total, memory = sum(shares.values()), read_memory()
+    if total > memory:
+        text = f"lets all workers together take {total:,} bytes, more than this machine has"
+        largest = max(shares, key=lambda keys: shares[keys])
+        yield list(largest), f"{text}: {memory:,} bytes"
 
 
 def _check_access(deployment: Deployment) -> Iterator[tuple[Keys, str]]:
@@ -197,8 +229,21 @@ def _check_gateway(deployment: Deployment) -> Iterator[tuple[Keys, str]]:
         find_nginx()
     except MarwrightError as exc:
         yield ["gateway"], str(exc)
-    if gateway.tokens is not None and not gateway.tokens.is_file():
-        yield ["gateway", "tokens"], f"there is no file {gateway.tokens}"
+    if gateway.tokens is not None:
+        yield from _check_tokens(gateway.tokens)
+
+
+def _check_tokens(path: Path) -> Iterator[tuple[Keys, str]]:
+    keys: Keys = ["gateway", "tokens"]
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as exc:
+        reason = exc.strerror if isinstance(exc, OSError) else "it is no text"
+        yield keys, f"{path} cannot be read: {reason}"
+        return
+    tokens = [line.strip() for line in lines if line.strip()]
+    if not tokens or not all(map(BEARER_TOKEN.fullmatch, tokens)):
+        yield keys, f"{path} does not hold tokens of letters, digits and -._~+/=, one a line"
 
 
 def _check_tls(deployment: Deployment) -> Iterator[tuple[Keys, str]]:
@@ -244,9 +289,12 @@ def _check_ports(deployment: Deployment) -> Iterator[tuple[Keys, str]]:
         yield ["gateway", "port"], f"port {deployment.gateway.port} is taken"
     if deployment.ports == "free":
         return
-    # Behind a gateway the servers listen anywhere.
-    names = ["health"] if deployment.gateway else list(type(deployment.ports).model_fields)
-    for name in names:
+    names = set(type(deployment.ports).model_fields)
+    if deployment.gateway:  # behind it the servers listen anywhere
+        names = {"health"}
+    if "health" not in deployment.ports.model_fields_set:  # which gives way: health.open_health
+        names.discard("health")
+    for name in sorted(names):
         port = getattr(deployment.ports, name)
         if not is_free(port):
             yield ["ports", name], f"port {port} is taken"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +37,7 @@ _JAVA = {
     "logging.files": "-Dmarwright.log.rotated=",
 }
 """Keys, and how the option of Java begins that they become."""
+_ENTRY = re.compile(r"^models(\[\])?\.")
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,8 @@ class Explanation:
 def explain(key: str, deployment: Deployment, document: Document | None = None) -> Explanation:
     """Explain a key of deploy.yaml, by dots, or one of TorchServe's.
 
-    Models are named by their place or archive: models.0.workers, models.cnn.mar.workers.
+    Models are named by their place or archive: models.0.workers, models.cnn.mar.workers; what is
+    said of all of them: models[].workers, or models.workers.
 
     Raises:
         UsageError: there is no such key; it names the nearest.
@@ -65,18 +68,30 @@ def explain(key: str, deployment: Deployment, document: Document | None = None) 
     known = {item.key: item for item in list_explanations(deployment, document)}
     if found := known.get(_place_model(key, deployment)) or known.get(key):
         return found
+    entries = {item.key: item for item in _list_entries(known)}
+    if found := entries.get(_ENTRY.sub("models[].", key)):
+        return found
     if key in KEYS:
         return _explain_torchserve(key, deployment, document)
-    names = [*known, *KEYS]
-    last = {name.rpartition(".")[2]: name for name in names}
-    near = difflib.get_close_matches(key, names, n=3) or [
-        last[part] for part in difflib.get_close_matches(key.rpartition(".")[2], last, n=3)
-    ]
+    general = [name for name in known if not re.match(r"models\.\d", name)]
+    near = _find_nearest(key, [*general, *entries, *KEYS])
     raise UsageError(
         f"there is no key {key}",
-        found=f"the nearest: {', '.join(near)}" if near else "",
-        remedy="marwright config show lists all of them",
+        remedy=f"did you mean {' or '.join(near)}?"
+        if near
+        else "marwright config show lists all of them",
     )
+
+
+def _find_nearest(key: str, names: list[str]) -> list[str]:
+    """Return the keys that may have been meant, three at most."""
+    last = {name.rpartition(".")[2]: name for name in names}
+    own = key.rpartition(".")[2]
+    return (
+        [name for name in names if name.endswith(f".{key}")]
+        or difflib.get_close_matches(key, names, n=3)
+        or [last[part] for part in difflib.get_close_matches(own, last, n=3)]
+    )[:3]
 
 
 def list_explanations(
@@ -247,6 +262,27 @@ def _list_entry(
             _word(value),
             origin,
             becomes,
+        )
+
+
+def _list_entries(known: Mapping[str, Explanation]) -> Iterator[Explanation]:
+    """Explain the keys of an entry as such, `models[].workers`, with what all entries say."""
+    schema = Deployment.model_json_schema()
+    for name, does, takes in _list_keys(schema, schema["$defs"]["ModelEntry"], ""):
+        said = {
+            key.removesuffix(f".{name}"): item
+            for key, item in known.items()
+            if re.fullmatch(rf"models\.\d+\.{name}", key)
+        }
+        field = ModelEntry.model_fields[name]
+        yield Explanation(
+            f"models[].{name}",
+            does,
+            takes,
+            "" if field.is_required() else _word(field.default),
+            ", ".join(f"{key}: {item.value}" for key, item in said.items() if item.value),
+            ", ".join(dict.fromkeys(item.origin for item in said.values())) or "default",
+            (SETTINGS[name],) if name in SETTINGS else (),
         )
 
 

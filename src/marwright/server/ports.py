@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
@@ -14,7 +14,7 @@ from marwright.errors import PortTakenError, UsageError
 if TYPE_CHECKING:
     from marwright.server.deployment import Deployment
 
-__all__ = ["is_free", "Ports"]
+__all__ = ["is_free", "list_taken", "Ports"]
 
 HOST = "127.0.0.1"
 
@@ -79,13 +79,16 @@ class Ports:
 
     def check_free(self) -> None:
         """Raise PortTakenError naming every port that somebody listens on."""
-        ports = {item.name: getattr(self, item.name) for item in fields(self)}
-        taken = [f"{port} ({name})" for name, port in ports.items() if not is_free(port)]
-        if taken:
+        if taken := list_taken(asdict(self)):
             raise PortTakenError(
                 f"port {', '.join(taken)} is taken",
                 remedy="stop what listens there, or let us choose: marwright serve --free-ports",
             )
+
+
+def list_taken(ports: Mapping[str, int]) -> list[str]:
+    """Return those of some named ports that somebody listens on, as `8080 (inference)`."""
+    return [f"{port} ({name})" for name, port in ports.items() if not is_free(port)]
 
 
 def is_free(port: int) -> bool:

@@ -15,7 +15,7 @@ import os
 import re
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, TypeVar
@@ -31,8 +31,10 @@ __all__ = [
     "claim",
     "find_endpoint",
     "find_record",
+    "hide_replicas",
     "KEY_HEADER",
     "list_records",
+    "list_replicas",
     "list_servers",
     "Record",
 ]
@@ -101,7 +103,7 @@ def list_servers() -> dict[str, Endpoint]:
 
 
 def find_endpoint(name: str | None = None) -> Endpoint:
-    """Return the named server's endpoint, or the only one's.
+    """Return the named server's endpoint, or the only one's; a site is one, with its replicas.
 
     Raises:
         NoServerError: none runs, or none of this name.
@@ -114,6 +116,8 @@ def _choose(found: dict[str, _Found], name: str | None, remedy: str) -> _Found:
     """Return the named one, or the only one; `remedy` is for who must choose among several."""
     if name is not None and name in found:
         return found[name]
+    if name is None:
+        found = hide_replicas(found)
     if name is None and len(found) == 1:
         return next(iter(found.values()))
     names = ", ".join(found) or "none"
@@ -223,6 +227,23 @@ def list_records() -> dict[str, Record]:
         if record.is_alive or (record.run_folder and Path(record.run_folder).exists()):
             records[record.name] = record
     return records
+
+
+def list_replicas(site: Record) -> list[Record]:
+    """Return the servers behind a site's gateway, by their names; none where it is no site."""
+    if not site.run_folder:
+        return []
+    return [
+        record
+        for record in list_records().values()
+        if record.config and Path(record.config).parent.parent == Path(site.run_folder)
+    ]
+
+
+def hide_replicas(found: Mapping[str, _Found]) -> dict[str, _Found]:
+    """Return servers by name without those behind a gateway, which is there in their place."""
+    parts = {part.name for one in list_records().values() for part in list_replicas(one)}
+    return {name: value for name, value in found.items() if name not in parts}
 
 
 def find_record(name: str | None = None) -> Record:

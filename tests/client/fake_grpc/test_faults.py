@@ -56,6 +56,20 @@ def test_a_prediction_is_sent_again_so_often(
     assert len(fake.asked) == 2 * tries
 
 
+def test_a_server_that_a_supervisor_keeps_is_waited_for(
+    ask: Callable[..., Any], fake: Any, endpoint: Endpoint
+) -> None:
+    kept = dataclasses.replace(endpoint, health_url="http://127.0.0.1:9")
+    fake.replies = [*[AWAY] * 10, b"done"]
+    assert ask("predict", "cnn", b"1", point=kept).body == b"done"
+    assert len(fake.asked) == 11
+    fake.replies = [AWAY]
+    impatient = Retries(tries=3, first=0.001, longest=0.001, away=0)
+    with pytest.raises(ConnectionFailedError, match="started again, or has gone"):
+        ask("predict", "cnn", b"1", point=kept, retries=impatient)
+    assert len(fake.asked) == 14
+
+
 def test_a_change_is_sent_once(ask: Callable[..., Any], fake: Any) -> None:
     fake.replies = [AWAY]
     for method, arguments in (("register", ["a.mar"]), ("unregister", ["cnn", "1.0"])):

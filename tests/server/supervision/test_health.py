@@ -11,7 +11,7 @@ import pytest
 
 from marwright.errors import PortTakenError
 from marwright.server.deployment import PortSettings
-from marwright.server.registry import KEY_HEADER
+from marwright.server.registry import KEY_HEADER, announce_folder
 from marwright.server.supervision.health import Health, open_health
 from marwright.server.supervision.status import Status, VersionStatus
 
@@ -92,9 +92,16 @@ def test_paths_and_tracebacks_are_told_only_to_who_has_the_key(
 ) -> None:
     version = dataclasses.replace(LACKING, detail="Traceback: a secret of the model's")
     source.status = dataclasses.replace(
-        SERVING, models=(version,), config="/home/one/deploy.yaml", log="/home/one/server.log"
+        SERVING,
+        name="one",
+        address="http://127.0.0.1:1",
+        models=(version,),
+        config="/home/one/deploy.yaml",
+        log="/home/one/server.log",
     )
     body = ask(health, "/status", key=key)[2]
+    endpoint = str(announce_folder() / "one.json") if told else ""
+    assert json.loads(body)["endpoint"] == endpoint
     assert [text in body for text in (b"Traceback", b"/home/one")] == [told, told]
     assert json.loads(body)["models"][0]["problem"] == LACKING.problem
     with Health(source, port=0) as keyless:

@@ -10,12 +10,18 @@ from pathlib import Path
 
 import pytest
 
+from marwright.client import Endpoint
 from marwright.errors import ServerDiedError, ServerError
 from marwright.server import process as process_module
 from marwright.server.process import Process, read_start_time
 from marwright.server.registry import Record
 from marwright.server.supervision.health import Health
-from marwright.server.supervision.inspection import fetch_status, restart_server, stop_server
+from marwright.server.supervision.inspection import (
+    fetch_status,
+    inspect_server,
+    restart_server,
+    stop_server,
+)
 from marwright.server.supervision.status import Status, VersionStatus
 
 SLEEP = [sys.executable, "-I", "-S", "-c", "import time; time.sleep(60)"]
@@ -57,6 +63,17 @@ def test_a_server_that_another_supervisor_has_adopted_is_not_ended(
         assert read_start_time(held.pid)
     finally:
         held.end()
+
+
+def test_what_a_killed_supervisor_left_word_of_is_told(tmp_path: Path) -> None:
+    endpoint = Endpoint(
+        "http://127.0.0.1:1", "http://127.0.0.1:2", log_file=tmp_path / "server.log"
+    )
+    endpoint.write(tmp_path / "endpoint.json")
+    found = inspect_server(make_record(run_folder=str(tmp_path)))
+    assert (found["phase"], found["address"]) == ("abandoned", endpoint.inference_url)
+    assert found["log"] == str(endpoint.log_file)
+    assert "address" not in inspect_server(make_record())  # it had no server yet
 
 
 def test_a_restart_tells_that_the_supervisor_has_ended(health: Health) -> None:

@@ -21,6 +21,7 @@ from marwright.server.supervision.status import (
     Status,
     VersionStatus,
     describe_versions,
+    forget_versions,
     list_restart_reasons,
     list_start_reasons,
 )
@@ -143,7 +144,8 @@ def test_all_of_a_status_can_be_written_as_json() -> None:
         phase="serving", models=describe([want()], show()), restart=RestartStatus(1, "done", 2.5)
     )
     shown = json.loads(json.dumps(found.to_json()))
-    assert set(shown) == {item.name for item in dataclasses.fields(Status)} | {"live", "ready"}
+    names = {item.name for item in dataclasses.fields(Status)}
+    assert set(shown) == names | {"endpoint", "live", "ready"}
     assert shown["models"][0]["memory_bytes"] == 5
     assert shown["restart"]["seconds"] == 2.5
 
@@ -158,6 +160,15 @@ def test_what_anybody_may_know_has_no_traceback_and_no_path() -> None:
     kept = {key: value for key, value in found.to_json().items() if key not in {"config", "log"}}
     kept["models"][0]["detail"] = ""
     assert kept.items() <= shown.items()
+
+
+def test_of_a_server_that_has_ended_no_worker_is_known() -> None:
+    broken = VersionStatus("other", "?", False, 0, problem=str(BROKEN), detail="S110")
+    rows = (*describe([want(workers=2)], show(states=("READY", "READY"))), broken)
+    forgotten, same = forget_versions(rows)
+    assert (forgotten.workers, forgotten.ready_workers, forgotten.memory_bytes) == (2, 0, 0)
+    assert forgotten.problem == UNANSWERED
+    assert same == broken
 
 
 def test_models_and_supervision_take_no_restart_and_all_else_does(tmp_path: Path) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
+import threading
+from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,16 +16,19 @@ from typing import Any, cast
 import pytest
 
 from marwright.client import ModelVersion
+from marwright.client.results import Worker
 from marwright.errors import AnswerError, ArchiveError
 from marwright.server import certificate
 from marwright.server.certificate import make_certificate
-from marwright.server.deployment import Deployment
+from marwright.server.deployment import Deployment, ModelEntry
 from marwright.server.launch import RUNNING_NAME
 from marwright.server.state import State
 from marwright.server.supervision import boot, care, supervisor
 from marwright.server.supervision.care import Care
 from marwright.server.supervision.source import Source
+from marwright.server.supervision.status import UNANSWERED, VersionStatus
 from marwright.server.supervision.supervisor import Supervisor
+from marwright.server.wanted import Wanted
 
 
 class Server:
@@ -232,6 +238,123 @@ def test_one_version_that_does_not_come_back_keeps_no_other_from_it(
     caring.restore(State(versions, {"cnn": "2.0"}))
     assert done == [("cnn", "2.0"), "scaled", "default"]
     assert "cnn 1.0 is not as it was before: it does not start" in caplog.text
+
+
+def want(version: str, workers: int = 2) -> Wanted:
+    file = f"cnn-{version}.mar"
+    settings = {"minWorkers": workers, "maxWorkers": max(1, workers)}
+    return Wanted("cnn", version, Path(file), ModelEntry(archive=file), {}, settings)
+
+
+def live(told: int, ready: int) -> State:
+    """Return a server that is told to have so many workers of cnn 1.0, of which some are READY."""
+    workers = tuple(Worker(str(9000 + n), "READY", 100 + n, 0) for n in range(ready))
+    version = ModelVersion("cnn", "1.0", "cnn-1.0.mar", told, told, 8, 1, False, workers)
+    return State({("cnn", "1.0"): version}, {"cnn": "1.0"})
+
+
+def say(server: Server, *messages: str) -> None:
+    """Add what a worker prints to the server's log."""
+    server.log_file.parent.mkdir(exist_ok=True)
+    with server.log_file.open("a", encoding="utf-8") as log:
+        for message in messages:
+            thread = "W-9001-cnn_1.0-stdout"
+            fields = {"time": "2026-11-23T23:39:32.045Z", "level": "INFO", "thread": thread}
+            log.write(json.dumps({**fields, "logger": "MODEL_LOG", "message": message}) + "\n")
+
+
+@pytest.fixture
+def look(server: Server, monkeypatch: pytest.MonkeyPatch) -> Callable[[State], VersionStatus]:
+    """Return a function that looks at the server's only version, cnn 1.0 with two workers."""
+    monkeypatch.setattr(care, "LOG_SECONDS", 0.0)
+    server.wanted = [want("1.0")]
+    say(server, "[PID]1", "[PID]2", "[PID]3")  # of a life before: it was adopted
+    caring = Care(cast(Any, None), cast(Any, server))
+    probe = cast(Any, SimpleNamespace(ask=lambda *_: None, read=lambda _: ""))
+    return lambda state: caring.look(state, probe, None).models[0]
+
+
+GONE = State({}, {})
+DIED = ("Backend worker process died.", "Traceback (most recent call last):")
+
+
+def test_what_was_scaled_down_or_unregistered_by_hand_is_not_broken(
+    look: Callable[[State], VersionStatus], server: Server
+) -> None:
+    assert look(live(2, 2)).problem == ""
+    assert look(live(1, 1)).problem == "1 of 2 workers are READY"
+    assert look(live(0, 0)).problem == "0 of 2 workers are READY"
+    say(server, "[PID]4")
+    assert look(GONE).problem == "it is not registered"
+
+
+def test_a_worker_that_dies_in_vain_again_and_again_makes_a_broken_model(
+    look: Callable[[State], VersionStatus], server: Server
+) -> None:
+    look(live(2, 2))
+    say(server, "[PID]4", "[PID]5")
+    assert look(live(2, 1)).problem == "1 of 2 workers are READY"
+    say(server, "[PID]6")
+    assert "it was killed, or ended itself" in look(live(2, 1)).problem
+    assert look(live(1, 1)).problem == "1 of 2 workers are READY"  # it was given up by hand
+    assert look(live(2, 2)).problem == ""
+    assert look(live(2, 1)).problem == "1 of 2 workers are READY"
+
+
+def test_a_worker_that_cannot_load_makes_a_broken_model(
+    look: Callable[[State], VersionStatus], server: Server
+) -> None:
+    look(live(2, 2))
+    say(server, *DIED, '  File "/tmp/m/handler.py", line 3, in initialize', "KeyError: 'labels'")
+    assert "KeyError: 'labels' at handler.py:3" in look(live(2, 1)).problem
+    assert "KeyError" in look(GONE).problem
+
+
+def test_workers_that_nobody_wants_any_more_are_not_started_anew(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(care, "RETRY_SECONDS", -31)  # at once
+    server.wanted = [want("1.0")]
+    caring = Care(cast(Any, None), cast(Any, server))
+    probe = cast(Any, SimpleNamespace(ask=lambda *_: None, read=lambda _: ""))
+    assert caring.look(live(2, 0), probe, None).job is not None
+    assert caring.look(live(0, 0), probe, None).job is None
+
+
+def test_who_asks_for_a_look_gets_one_that_begins_later(
+    watching: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    versions = [
+        VersionStatus("cnn", "1.0", True, 1, 1, problem=problem) for problem in (UNANSWERED, "")
+    ]
+    looks: list[int] = []
+
+    def look(server: Any) -> None:
+        looks.append(len(looks))
+        watching._update(phase="serving", models=(versions[min(len(looks), 2) - 1],))
+
+    monkeypatch.setattr(watching, "_look", look)
+    watching._server.exit_status = None
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.append(watching.look_anew()))
+    thread.start()
+    while thread.is_alive():
+        watching._obey(0.1)  # without a wish this waits
+        watching._check()
+    assert len(looks) >= 2
+    assert found[0].not_ready == []
+
+
+def test_while_a_server_is_restarted_no_worker_is_ready(watching: Any, server: Server) -> None:
+    ready = VersionStatus("cnn", "1.0", True, 1, 1, memory_bytes=9)
+    watching._update(phase="serving", models=(ready,), java_pid=7)
+    seen: list[Any] = []
+    server.restart = lambda deployment: seen.append(watching.read_status())  # type: ignore[method-assign]
+    watching._restart(watching.deployment)
+    (status,) = seen
+    assert (status.phase, status.java_pid) == ("restarting", None)
+    assert [(m.name, m.ready_workers, m.memory_bytes) for m in status.models] == [("cnn", 0, 0)]
+    assert status.models[0].problem == UNANSWERED
 
 
 def test_what_was_applied_is_taken_once_it_can_be_read(

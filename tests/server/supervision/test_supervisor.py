@@ -9,17 +9,16 @@ import json
 import os
 import signal
 import subprocess
-import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-import yaml
+from tests.conftest import BOOT_SECONDS, Served, wait_until
 
 from marwright.archive import Run, pack_run
 from marwright.archive.admission import POLICY_NAME
@@ -27,18 +26,11 @@ from marwright.archive.keys import make_key_pair
 from marwright.archive.signing import sign_with_key
 from marwright.client import Client, Endpoint
 from marwright.server import register
-from marwright.server.registry import find_record, list_records
-from marwright.server.supervision.inspection import (
-    fetch_status,
-    is_current,
-    restart_server,
-    stop_server,
-)
+from marwright.server.registry import find_record
+from marwright.server.supervision.inspection import is_current, restart_server
 
 pytestmark = pytest.mark.server
 
-BOOT_SECONDS = 150.0
-"""Generous: other tests may have the machine."""
 BROKEN = """
 class Handler:
     def initialize(self, context):
@@ -46,80 +38,6 @@ class Handler:
     def handle(self, data, context):
         return ["ok"] * len(data)
 """
-
-
-def wait_until(is_true: Callable[[], Any], *, timeout: float = BOOT_SECONDS) -> Any:
-    deadline = time.monotonic() + timeout
-    while not (value := is_true()):
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.1)
-    return value
-
-
-class Served:
-    """A `marwright serve` in a folder of its own, with what it says."""
-
-    def __init__(self, folder: Path, name: str) -> None:
-        self.folder = folder
-        self.name = name
-        self.config = folder / "deploy.yaml"
-        self.errors = folder / "errors.txt"
-        self.process: subprocess.Popen[str] | None = None
-
-    def write(self, **values: Any) -> None:
-        values = {
-            "name": self.name,
-            "store": str(self.folder / "store"),
-            "ports": "free",
-            "logging": {"folder": str(self.folder / "logs")},
-            **values,
-        }
-        values.setdefault("supervision", {}).setdefault("check_seconds", 0.2)
-        self.config.write_text(yaml.safe_dump(values), encoding="utf-8")
-
-    def start(self) -> dict[str, Any]:
-        """Start it; return the line that it prints once it serves."""
-        if self.process is not None and self.process.stdout is not None:
-            self.process.stdout.close()
-        with self.errors.open("w") as errors:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "marwright", "serve", "--json"],
-                cwd=self.folder,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-            )
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        assert line, self.errors.read_text()
-        facts: dict[str, Any] = json.loads(line)
-        return facts
-
-    def status(self) -> dict[str, Any]:
-        record = find_record(self.name)
-        return fetch_status(record.health_url, record.key) or {}
-
-    def wait(self, key: str = "ready") -> dict[str, Any]:
-        """Wait until a question's answer is yes; return the whole status."""
-        return wait_until(lambda: (s := self.status()).get(key) and s)
-
-    def find(self, key: str) -> dict[str, Any]:
-        """Return the status of one version, as "cnn 1.0"."""
-        found = {f"{m['name']} {m['version']}": m for m in self.status()["models"]}
-        return found.get(key, {})
-
-    def read_log(self) -> str:
-        return (self.folder / "logs/supervisor.log").read_text()
-
-    def end(self) -> None:
-        if self.process is not None:
-            if self.process.poll() is None:
-                self.process.terminate()
-            self.process.wait(60)
-            assert self.process.stdout is not None
-            self.process.stdout.close()
-        for record in list_records().values():
-            stop_server(record, timeout=60)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -244,6 +162,32 @@ def test_its_supervisor_knows_whether_a_server_is_as_its_file_says(served: Serve
     wait_until(lambda: is_current(record))
 
 
+def test_what_is_changed_by_hand_is_warned_of_and_apply_undoes_it(
+    served: Served, marwright: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        result = marwright(*words, cwd=served.folder)
+        assert result.returncode == 0, result.stderr
+        return result
+
+    # So seldom that whoever does not ask for a look would not see anything new.
+    served.write(models=MODELS, supervision={"check_seconds": 60})
+    assert served.process is not None
+    served.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: is_current(find_record(served.name)))
+    assert "not ready" in run("models", "scale", "cnn", "0", "--version", "2.0").stderr
+    assert served.find("cnn 2.0")["problem"] == "0 of 1 workers are READY"
+    warned = run("models", "default", "cnn", "1.0").stderr
+    assert f"not as {served.config} says: cnn: the default is 1.0, wanted 2.0" in warned
+    assert "2.0 is not registered" in run("models", "unregister", "cnn", "2.0").stderr
+    assert served.find("cnn 2.0")["problem"] == "it is not registered"
+    assert "not ready" not in run("apply").stderr
+    run("status", "--ready")
+    served.write(models=MODELS)
+    run("apply")
+    assert served.status()["ready"]
+
+
 def test_a_killed_java_comes_back_with_what_it_had(served: Served, scan: bytes) -> None:
     before = served.status()
     with connect(served) as client:  # by hand, which no file says
@@ -289,7 +233,9 @@ def test_a_killed_supervisor_leaves_a_server_that_the_next_adopts(
     assert after["pid"] == served.process.pid
 
 
-def test_restart_takes_what_needs_one(served: Served) -> None:
+def test_restart_takes_what_needs_one(
+    served: Served, scan: bytes, marwright: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
     before = served.status()
     served.write(
         models=MODELS,
@@ -300,7 +246,20 @@ def test_restart_takes_what_needs_one(served: Served) -> None:
     served.config.write_text(
         served.config.read_text().replace("name: pair", "name: other"), encoding="utf-8"
     )
-    assert restart_server(find_record(served.name), timeout=BOOT_SECONDS) > 0
+    image = served.folder / "scan.png"
+    image.write_bytes(scan)
+    with connect(served) as client, ThreadPoolExecutor(2) as pool:
+        restarting = pool.submit(restart_server, find_record(served.name), timeout=BOOT_SECONDS)
+        wait_until(lambda: served.status()["phase"] == "restarting")
+        assert [m["ready_workers"] for m in served.status()["models"]] == [0, 0]
+        commanded = pool.submit(marwright, "predict", "cnn", image)
+        # What is asked while the server ends may be refused with a 503.
+        wait_until(
+            lambda: not (Path(find_record(served.name).run_folder) / "key_file.json").exists()
+        )
+        assert client.predict("cnn", scan).status == 200
+        assert commanded.result().returncode == 0, commanded.result().stderr
+        assert restarting.result() > 0
     after = served.status()
     assert after["ready"]
     assert after["java_pid"] != before["java_pid"]

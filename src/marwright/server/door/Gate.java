@@ -175,7 +175,9 @@ final class Gate extends ChannelDuplexHandler {
             if (key.length == 0 || !MessageDigest.isEqual(key, Settings.Key.VALUE)) {
                 refuse(405, "MethodNotAllowedException",
                         "This server's models are what its deployment says: change that, or use the"
-                                + " marwright command, which sends the key (X-Marwright-Key).");
+                                + " marwright command, which sends the key (X-Marwright-Key). In"
+                                + " deploy.yaml, access.models: token lets whoever has the"
+                                + " management token change them.");
                 return;
             }
         }

@@ -56,7 +56,10 @@ class Care:
     def __init__(self, client: Client, server: TorchServe) -> None:
         self._client = client
         self._server = server
-        self._offset = server.log_offset
+        self._offsets: dict[Key, int] = {}
+        """Where in the log a version was last as the server is told to have it."""
+        self._size = _size(server.log_file)
+        """The log's at the look before."""
         self._looked = 0.0
         self._stamp = 0
         self._obstacle = ""
@@ -65,7 +68,7 @@ class Care:
         for key, error in [*server.failed.items(), *server.refused.items()]:
             name = key if isinstance(key, str) else " ".join(key)
             _log.error("%s: %s", name, error, extra={"detail": error.detail})
-        self._lacking_since: dict[Key, float] = {}
+        self._failing_since: dict[Key, float] = {}
         self._renewed: dict[Key, float] = {}
 
     def look(self, state: State, probe: Probe, memory_limit: int | None) -> View:
@@ -77,8 +80,9 @@ class Care:
         wanted = list(server.wanted)
         live = {item.key: state.versions[item.key] for item in wanted if item.key in state.versions}
         ready = [i for i in wanted if i.key in live and live[i.key].ready_workers >= i.workers]
-        lacking = [item for item in wanted if item not in ready]
-        self._read_failures(ready, lacking)
+        # What was scaled down or unregistered by hand is not as wanted, and yet not broken.
+        failing = [item for item in wanted if not _is_as_told(item, live.get(item.key))]
+        self._read_failures(wanted, failing)
         probe.ask(self._client, server.staging.folder, [item for item in ready if item.workers])
         pids = [w.pid for version in live.values() for w in version.workers if w.pid > 0]
         memory = {pid: read_resident(pid) for pid in pids}
@@ -90,7 +94,7 @@ class Care:
             probe=probe,
             memory=memory,
         )
-        job = self._find_given_up(lacking, state) or self._find_heavy(
+        job = self._find_given_up(failing, state) or self._find_heavy(
             ready, state, memory, memory_limit
         )
         return View(models, tuple(compare(wanted, state)), job)
@@ -166,39 +170,49 @@ class Care:
             self._client.models.scale(key[0], workers, version=key[1], max_workers=most)
             _log.info("scaled again: %s %s to %d", *key, workers)
 
-    def _read_failures(self, ready: list[Wanted], lacking: list[Wanted]) -> None:
-        """Find why workers die, in the log; say each version's reason once."""
-        for item in ready:
-            if self._failures.pop(item.key, None):
-                self._offset = _size(self._server.log_file)
-            self._said.discard(item.key)
+    def _read_failures(self, wanted: list[Wanted], failing: list[Wanted]) -> None:
+        """Find why workers die, in the log; say each version's reason once.
+
+        Only what was logged since a version had its workers is about those that it lacks now.
+        """
+        keys = {item.key for item in failing}
+        for item in wanted:
+            if item.key not in keys:
+                self._failures.pop(item.key, None)
+                self._said.discard(item.key)
+                self._offsets[item.key] = self._size
+        self._size = _size(self._server.log_file)
         now = time.monotonic()
-        if not lacking or now - self._looked < LOG_SECONDS:
+        if not keys or now - self._looked < LOG_SECONDS:
             return
         self._looked = now
-        keys = {item.key for item in lacking}
-        for failure in read_failures(self._server.log_file, offset=self._offset):
-            key = failure.model, failure.version
-            if key in keys:
-                self._failures[key] = error = failure.to_error()
-                if key not in self._said:
-                    self._said.add(key)
-                    _log.error("%s", error, extra={"detail": error.detail})
+        begins = {key: self._offsets.get(key, self._server.log_offset) for key in keys}
+        for offset in sorted(set(begins.values())):
+            for failure in read_failures(self._server.log_file, offset=offset):
+                key = failure.model, failure.version
+                if begins.get(key) == offset:
+                    self._note(key, failure.to_error())
 
-    def _find_given_up(self, lacking: list[Wanted], state: State) -> Callable[[], None] | None:
+    def _note(self, key: Key, error: MarwrightError) -> None:
+        self._failures[key] = error
+        if key not in self._said:
+            self._said.add(key)
+            _log.error("%s", error, extra={"detail": error.detail})
+
+    def _find_given_up(self, failing: list[Wanted], state: State) -> Callable[[], None] | None:
         """Return what starts the workers again of a version that TorchServe has given up."""
         now = time.monotonic()
-        keys = {item.key for item in lacking}
-        self._lacking_since = {
-            key: since for key, since in self._lacking_since.items() if key in keys
+        keys = {item.key for item in failing}
+        self._failing_since = {
+            key: since for key, since in self._failing_since.items() if key in keys
         }
-        for item in lacking:
-            since = self._lacking_since.setdefault(item.key, now)
+        for item in failing:
+            since = self._failing_since.setdefault(item.key, now)
             patience = float(item.settings.get("maxRetryTimeoutInSec") or RETRY_SECONDS) + 30
             version = state.versions.get(item.key)
             # Scaling to no worker ends those that serve too, so that one is enough to wait.
             if version is not None and not version.ready_workers and now - since > patience:
-                self._lacking_since[item.key] = now
+                self._failing_since[item.key] = now
                 return functools.partial(self._scale_anew, item)
         return None
 
@@ -249,6 +263,11 @@ def read_resident(pid: int) -> int:
         return int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]) * _PAGE
     except (OSError, IndexError, ValueError):
         return 0
+
+
+def _is_as_told(item: Wanted, live: ModelVersion | None) -> bool:
+    """Whether a version has the workers that it is to have, or fewer because somebody said so."""
+    return live is not None and live.ready_workers >= min(item.workers, live.min_workers)
 
 
 def _size(path: Path) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import shutil
 import signal
 import time
 import urllib.error
@@ -12,6 +13,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from marwright.client.endpoint import Endpoint
 from marwright.errors import (
     MarwrightError,
     NoServerError,
@@ -21,18 +23,23 @@ from marwright.errors import (
     ServerError,
 )
 from marwright.server.process import Process
-from marwright.server.registry import KEY_HEADER, Record
+from marwright.server.registry import KEY_HEADER, Record, list_records, list_replicas
 
 __all__ = [
     "ask_supervisor",
     "fetch_status",
+    "find_supervisor",
     "inspect_server",
     "is_current",
+    "look_anew",
     "restart_server",
     "stop_server",
 ]
 
 ANSWER_SECONDS = 5.0
+END_SECONDS = 40.0
+"""How long a server may take to answer what it holds, and end."""
+LOOK_SECONDS = 30.0
 POLL_SECONDS = 0.1
 
 Status = dict[str, Any]
@@ -51,6 +58,28 @@ def is_current(record: Record) -> bool:
     """Whether a server is as its deploy.yaml says; its supervisor, which has all at hand, looks."""
     found = _fetch(f"{record.health_url}/current", record.key) if record.health_url else None
     return bool(found and found.get("current"))
+
+
+def find_supervisor(endpoint: Endpoint) -> Record | None:
+    """Return the supervisor of a server of ours that runs here; of a site, the site's own."""
+    folder = str(endpoint.staging.parent) if endpoint.staging else None
+
+    def is_meant(record: Record) -> bool:
+        if endpoint.health_url:
+            return record.health_url == endpoint.health_url
+        return record.run_folder == folder
+
+    return next(filter(is_meant, list_records().values()), None)
+
+
+def look_anew(record: Record) -> Status:
+    """Have a supervisor look at its server now, and return what it then says.
+
+    It waits some seconds for answers to the samples of versions that are new; raises what
+    ask_supervisor raises.
+    """
+    found: Status = ask_supervisor(record, "/look", timeout=LOOK_SECONDS)
+    return found
 
 
 def ask_supervisor(
@@ -115,12 +144,21 @@ def inspect_server(record: Record) -> Status:
         "since": record.since,
         "config": record.config,
         "health_url": record.health_url,
+        **_read_endpoint(record),
         "problems": [reason] if phase != "starting" else [],
         "models": [],
         "live": False,
         "ready": False,
         "started": False,
     }
+
+
+def _read_endpoint(record: Record) -> dict[str, str]:
+    """Return what a server has left word of, whatever became of its supervisor."""
+    with contextlib.suppress(NoServerError):
+        endpoint = Endpoint.read(Path(record.run_folder) / "endpoint.json")
+        return {"address": endpoint.inference_url, "log": str(endpoint.log_file or "")}
+    return {}
 
 
 def stop_server(record: Record, *, timeout: float) -> None:
@@ -149,13 +187,27 @@ def stop_server(record: Record, *, timeout: float) -> None:
 
 
 def _end_left(record: Record) -> None:
+    """End what a killed supervisor left: of a site the gateway, and then what was behind it."""
     if not record.run_folder:
         return  # it was killed before it had a server
     folder = Path(record.run_folder)
+    records, parts = list_replicas(record), list(folder.glob("replica-*"))
+    _end(folder, keep_folder=bool(parts))
+    for part in parts:
+        _end(part)
+    for left in records:  # of a replica whose own supervisor was killed too
+        if not left.is_alive:
+            _end_left(left)
+    if parts:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _end(folder: Path, *, keep_folder: bool = False) -> None:
     try:
-        Process.adopt(folder).end()
+        process = Process.adopt(folder, grace=END_SECONDS)
     except ServerDiedError:  # its guard was killed too
-        Process(folder).end()
+        process = Process(folder)
+    process.end(keep_folder=keep_folder)
 
 
 def restart_server(record: Record, *, timeout: float) -> float:

@@ -9,12 +9,14 @@ from typing import Any, Literal
 
 from marwright.errors import MarwrightError
 from marwright.server.deployment import LIVE_KEYS, Deployment
+from marwright.server.registry import announce_folder
 from marwright.server.state import State
 from marwright.server.supervision.probe import Probe
 from marwright.server.wanted import Wanted
 
 __all__ = [
     "describe_versions",
+    "forget_versions",
     "list_restart_reasons",
     "list_start_reasons",
     "RestartStatus",
@@ -88,6 +90,11 @@ class Status:
     restart: RestartStatus = RestartStatus()
 
     @property
+    def endpoint(self) -> str:
+        """The file that Endpoint.read takes, where it is for each start; "" before there is one."""
+        return str(announce_folder() / f"{self.name}.json") if self.name and self.address else ""
+
+    @property
     def not_live(self) -> list[str]:
         """Why the supervisor or Java does not run; empty where both do."""
         if self.phase in {"starting", "serving"}:
@@ -103,12 +110,14 @@ class Status:
 
     def to_json(self) -> dict[str, Any]:
         """Return it as `marwright status --json` prints it."""
-        return {**asdict(self), "live": not self.not_live, "ready": not self.not_ready}
+        answers = {"live": not self.not_live, "ready": not self.not_ready}
+        return {**asdict(self), "endpoint": self.endpoint, **answers}
 
     def to_public_json(self) -> dict[str, Any]:
         """Return what any process of this machine may know: no tracebacks, no paths of ours."""
         models = tuple(replace(model, detail="") for model in self.models)
-        return replace(self, config="", log="", models=models).to_json()
+        public = replace(self, config="", log="", models=models).to_json()
+        return {**public, "endpoint": ""}
 
 
 def describe_versions(
@@ -158,6 +167,16 @@ def describe_versions(
         if file not in known
     ]
     return tuple(rows)
+
+
+def forget_versions(models: tuple[VersionStatus, ...]) -> tuple[VersionStatus, ...]:
+    """Return what is known of versions whose server has ended: which they are, and no worker."""
+    return tuple(
+        replace(model, ready_workers=0, memory_bytes=0, problem=UNANSWERED, detail="")
+        if model.workers
+        else model
+        for model in models
+    )
 
 
 def list_restart_reasons(running: Deployment, wanted: Deployment) -> list[str]:

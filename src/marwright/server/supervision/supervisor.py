@@ -2,7 +2,8 @@
 
 It starts the server, or adopts the one that a killed supervisor left to its guard; watches process,
 API, workers and memory; starts it again where it fails, and gives up loudly where that does not
-help. SIGHUP reads the configuration again, SIGUSR1 starts the server again.
+help. SIGHUP reads the configuration again, SIGUSR1 starts the server again; `/look` of its
+endpoints has it look at the server at once.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ import functools
 import logging
 import os
 import queue
+import threading
 import time
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from marwright.client import Client, Endpoint
+from marwright.client import Client, Endpoint, Retries
 from marwright.errors import ClientError, JavaError, MarwrightError, ServerError
 from marwright.server.change import prepare_change
 from marwright.server.deployment import Deployment, LoggingSettings
@@ -36,7 +38,13 @@ from marwright.server.supervision.notify import notify_systemd
 from marwright.server.supervision.probe import Probe
 from marwright.server.supervision.signals import ignore_signals, take_signals
 from marwright.server.supervision.source import Source
-from marwright.server.supervision.status import RestartStatus, Status, list_restart_reasons
+from marwright.server.supervision.status import (
+    UNANSWERED,
+    RestartStatus,
+    Status,
+    forget_versions,
+    list_restart_reasons,
+)
 from marwright.server.supervision.tenure import Tenure
 from marwright.server.torchserve import TorchServe
 
@@ -46,10 +54,15 @@ _log = logging.getLogger(__name__)
 
 ANSWER_SECONDS = 10.0
 """How long the management API may take to answer the supervisor."""
+RETRIES = Retries(away=0)
+"""Whom it watches, a supervisor does not wait for."""
 MISSES = 3
 """Checks without an answer after which the server hangs."""
 SERVING = "READY=1\nSTATUS=serving"
 """What systemd is told; a status stands until another one takes its place."""
+SETTLE_SECONDS = 10.0
+"""How long `/look` waits for answers to the samples of new versions."""
+SETTLE_PAUSE = 0.05
 BUSY_SHARE = 4
 """The pause between two checks is at least so many times what one takes."""
 
@@ -79,6 +92,8 @@ class Supervisor:
         self._serving = serving
         self._server: TorchServe | None = None
         self._wishes: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._looks: queue.SimpleQueue[threading.Event] = queue.SimpleQueue()
+        """Who waits for the end of a look that has not begun yet."""
         self._since = datetime.now().astimezone().isoformat(timespec="seconds")
         self._status = Status(pid=os.getpid(), since=self._since, config=str(self.path or ""))
         self._beat = time.monotonic()
@@ -111,7 +126,10 @@ class Supervisor:
                 self.deployment.ports,
                 last=self._tenure.find_health_port(),
                 key=self._tenure.key,
-                answers={"/current": lambda _: {"current": self.is_current()}},
+                answers={
+                    "/current": lambda _: {"current": self.is_current()},
+                    "/look": lambda _: self.look_anew().to_json(),
+                },
             )
             self._health = stack.enter_context(health)
             self._update(health_url=health.url)
@@ -134,17 +152,34 @@ class Supervisor:
             return dataclasses.replace(self._status, problems=(problem,))
         return self._status
 
+    def look_anew(self) -> Status:
+        """Return how things are now, once each sample has its answer; from any other thread.
+
+        After SETTLE_SECONDS it is what is known by then.
+        """
+        deadline = time.monotonic() + SETTLE_SECONDS
+        while (left := deadline - time.monotonic()) > 0:
+            looked = threading.Event()
+            self._looks.put(looked)
+            self._wishes.put("look")
+            looked.wait(left)
+            if not any(model.problem == UNANSWERED for model in self._status.models):
+                break
+            time.sleep(SETTLE_PAUSE)
+        return self.read_status()
+
     def is_current(self) -> bool:
         """Whether `marwright apply` had nothing to do; looked at now, from any thread."""
         server = self._server
         if self.path is None or server is None or self._status.phase != "serving":
             return False
         try:
-            with Client(server.endpoint, timeout=ANSWER_SECONDS) as client:
+            with Client(server.endpoint, timeout=ANSWER_SECONDS, retries=RETRIES) as client:
                 change = prepare_change(self.path, client)
         except MarwrightError:
             return False  # which is for the one to hear who asks
-        return not (change.plan or change.restart)
+        settings = change.deployment.supervision
+        return not (change.plan or change.restart) and settings == self.deployment.supervision
 
     def _begin(self, stack: contextlib.ExitStack) -> None:
         """Adopt the server, or start one, and let others find it."""
@@ -186,7 +221,7 @@ class Supervisor:
         self._open_journal(server.log_file.parent, server.deployment.logging)
         warn_of_certificate(server.deployment)
         self._connection.close()
-        client = Client(server.endpoint, timeout=ANSWER_SECONDS)
+        client = Client(server.endpoint, timeout=ANSWER_SECONDS, retries=RETRIES)
         self._client = self._connection.enter_context(client)
         self._care = Care(self._client, server)
         self._probe.forget()
@@ -216,6 +251,7 @@ class Supervisor:
 
     def _check(self) -> float:
         """Look at everything once; return the seconds until the next look."""
+        waiting = [self._looks.get() for _ in range(self._looks.qsize())]
         began = self._beat = time.monotonic()
         self._patience = 60.0 + MISSES * ANSWER_SECONDS
         server = self._server
@@ -224,7 +260,11 @@ class Supervisor:
             self._revive(server.describe_death(status))
         else:
             self._look(server)
-        took = 0.0 if self._misses else time.monotonic() - began
+        for looked in waiting:
+            looked.set()
+        # A start takes long too, and no pause is for that.
+        looked_well = self._status.phase == "serving" and not self._misses
+        took = time.monotonic() - began if looked_well else 0.0
         return max(self.deployment.supervision.check_seconds, BUSY_SHARE * took)
 
     def _look(self, server: TorchServe) -> None:
@@ -273,7 +313,7 @@ class Supervisor:
             count = f"{self._attempts.failures} of {settings.restarts}"
             text = f"{error.message}; starting it again in {pause:g} s ({count})"
             _log.error("%s", text, extra={"detail": error.detail})
-            self._update(phase="restarting", problems=(error.message,))
+            self._tell_restarting(problems=(error.message,))
             self._beat, self._patience = time.monotonic(), pause + settings.start_timeout + 60
             time.sleep(pause)  # SIGTERM and Ctrl-C end it
             try:
@@ -289,7 +329,7 @@ class Supervisor:
         server = self._server
         assert server is not None  # it was begun with
         before = self._seen if deployment is None else None
-        self._update(phase="restarting", restarts=self._status.restarts + (deployment is None))
+        self._tell_restarting(restarts=self._status.restarts + (deployment is None))
         wanted = deployment or self.deployment
         self._arm(server, wanted)
         server.restart(wanted)
@@ -303,6 +343,8 @@ class Supervisor:
             wish = self._wishes.get(timeout=seconds)
         except queue.Empty:
             return
+        if wish == "look":
+            return  # that comes next
         notify_systemd("RELOADING=1" if wish == "reload" else "STATUS=restarting")
         if wish == "reload":
             self._reload()
@@ -348,6 +390,10 @@ class Supervisor:
         self.deployment = fresh
         seconds = round(time.monotonic() - began, 2)
         self._update(restart=RestartStatus(number, "done", seconds))
+
+    def _tell_restarting(self, **changes: Any) -> None:
+        models = forget_versions(self._status.models)
+        self._update(phase="restarting", java_pid=None, models=models, **changes)
 
     def _update(self, **changes: Any) -> None:
         self._status = dataclasses.replace(self._status, **changes)
