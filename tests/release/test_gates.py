@@ -71,6 +71,7 @@ def test_an_unfit_candidate_is_stopped_and_leaves_no_trace(
 
 
 @pytest.mark.server
+@pytest.mark.slow
 def test_without_a_gateway_samples_are_the_gate(
     plain: Any, load: Load, pack: Pack, tmp_path: Path
 ) -> None:
@@ -111,11 +112,11 @@ def judge(seed: int, *, drift: float = 1.0, **candidate: float) -> str:
 
 
 def test_equal_versions_pass_however_often_one_looks() -> None:
-    assert sum(bool(judge(seed)) for seed in range(40)) <= 2
+    assert sum(bool(judge(seed)) for seed in range(20)) <= 1
 
 
 def test_a_machine_that_gets_slower_stops_no_candidate() -> None:
-    assert sum(bool(judge(seed, drift=4.0)) for seed in range(40)) <= 2
+    assert sum(bool(judge(seed, drift=4.0)) for seed in range(20)) <= 1
 
 
 @pytest.mark.parametrize(

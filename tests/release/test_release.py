@@ -121,6 +121,7 @@ def test_what_is_older_than_the_version_to_return_to_is_unregistered(
     assert "echo 1.0 is not registered any more; release it again" in gone.stderr
 
 
+@pytest.mark.slow
 def test_a_second_release_at_once_is_refused(site: Any, pack: Pack, tmp_path: Path) -> None:
     first = begin_until(site, pack(tmp_path / "echo-2.0.mar", "2.0"), "shadow")
     second = site.run("release", pack(tmp_path / "echo-3.0.mar", "3.0"))

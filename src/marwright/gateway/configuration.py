@@ -302,6 +302,7 @@ def _render_proxy(settings: Settings) -> Iterator[str]:
     yield 'proxy_set_header Connection "";'
     yield "proxy_set_header Host localhost;"
     yield "proxy_set_header X-Request-ID $id;"
+    yield "proxy_set_header X-Marwright-Gateway 1;"
     token = f"Bearer {settings.replica_token}" if settings.replica_token else ""
     yield f'proxy_set_header Authorization "{token}";'
     yield "proxy_hide_header X-Request-ID;"

@@ -44,6 +44,7 @@ final class Gate extends ChannelDuplexHandler {
     private boolean open; // a request has begun, and is not both received and answered
     private boolean arrived;
     private boolean answered;
+    private boolean resends; // a gateway, which may ask another server or worker
     private HttpHeaders admitted; // those of a request with the gateway's token
     private boolean renews; // it is a request for a new token
     private String method;
@@ -128,6 +129,7 @@ final class Gate extends ChannelDuplexHandler {
         answered = false;
         admitted = null;
         renews = false;
+        resends = request.headers().contains("x-marwright-gateway");
         began = System.nanoTime();
         method = request.method().name();
         path = request.uri().split("[?#]", 2)[0];
@@ -289,6 +291,11 @@ final class Gate extends ChannelDuplexHandler {
         id = headers.get("x-request-id", "");
         told = headers.get("content-type", "").startsWith("application/problem+json");
         closing |= headers.contains(CONNECTION, "close", true);
+        if (resends && !told && (status == 500 || status == 507)) {
+            // A worker that was ended held it. nginx sends a 503 to another one, but no 507.
+            response.setStatus(HttpResponseStatus.SERVICE_UNAVAILABLE);
+            status = 503;
+        }
         if ((status == 429 || status == 503) && !headers.contains(RETRY_AFTER)) {
             headers.set(RETRY_AFTER, Settings.RETRY_AFTER);
         }
