@@ -19,7 +19,9 @@ import yaml
 from PIL import Image
 
 from marwright.archive import Packed, Run, pack_run
+from marwright.errors import ServerError
 from marwright.server import TorchServe
+from marwright.server.nginx import find_nginx
 from marwright.server.registry import find_record, list_records
 from marwright.server.supervision.inspection import fetch_status, stop_server
 
@@ -101,6 +103,15 @@ class Served:
             self.process.stdout.close()
         for record in list_records().values():
             stop_server(record, timeout=60)
+
+
+@pytest.fixture(scope="session")
+def nginx() -> Path:
+    """The nginx of this machine; tests that need it are skipped where there is none."""
+    try:
+        return find_nginx()
+    except ServerError as exc:
+        pytest.skip(str(exc))
 
 
 @pytest.fixture(scope="session")

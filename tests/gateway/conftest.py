@@ -25,6 +25,12 @@ from marwright.gateway.traffic import Split, Traffic
 from marwright.server.certificate import Certificate
 from marwright.server.ports import Ports
 
+
+@pytest.fixture(autouse=True)
+def _needs_nginx(nginx: Path) -> None:
+    """Skip all of this folder where there is none."""
+
+
 SPLIT = Split("cnn", "1.0", "2.0")
 # A replica in a process of its own, to be killed; it listens where it is told.
 REPLICA = """

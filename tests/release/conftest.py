@@ -216,7 +216,7 @@ def serve(folder: Path, name: str, text: str = "") -> Iterator[Served]:
 
 
 @pytest.fixture(scope="session")
-def running_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def running_site(nginx: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     text = f"replicas: 1\ngateway: {{port: {find_port()}}}\n"
     with serve(tmp_path_factory.mktemp("site"), "site", text) as served:
         yield served
