@@ -107,10 +107,19 @@ def releases(
     history: Annotated[
         Path | None, typer.Option(help="A releases.jsonl, instead of a server's.")
     ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(help="Draw the last release into a PNG, as its gateway's log shows it."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Show who moved which model when, why, and with which figures."""
     from marwright.release.history import History
+
+    if plot is not None:
+        with _open(to, {}) as target:
+            _draw(target, model, plot)
+        return
 
     with contextlib.ExitStack() as stack:
         past = History(history) if history else stack.enter_context(_open(to, {})).history
@@ -119,6 +128,29 @@ def releases(
             return
         rows = [_describe(standing) for standing in past.list_standings(model)]
     print_table(["when", "who", "model", "from", "to", "outcome", "why", "what differs"], rows)
+
+
+def _draw(target: Target, model: str | None, path: Path) -> None:
+    """Draw the last release of a model from what its gateway has logged.
+
+    Raises:
+        ReleaseError: there is none, or no gateway.
+    """
+    from marwright.gateway.accesses import AccessLog
+    from marwright.release.plot import draw_release
+
+    standings = target.history.list_standings(model)
+    if not standings or target.record is None or target.gateway is None:
+        raise ReleaseError(
+            "there is no release to be drawn",
+            expected="a release behind a gateway that has run since",
+            remedy="see what was released: marwright releases",
+        )
+    last = standings[-1].begun
+    lines = [line for line in target.history.read(last.model) if line.release == last.release]
+    with AccessLog(Path(target.record.run_folder)) as log:
+        draw_release(lines, log.read(), path)
+    say(f"wrote {path}")
 
 
 @contextlib.contextmanager

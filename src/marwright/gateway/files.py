@@ -107,7 +107,7 @@ class SiteFiles:
         tokens = self._find_tokens(deployment)
         endpoint = dataclasses.replace(
             first,
-            inference_url=f"{'https' if certificate else 'http'}://{gateway.host}:{gateway.port}",
+            inference_url=f"{'https' if certificate else 'http'}://{_reach(gateway.host)}:{gateway.port}",
             grpc_inference="",
             grpc_management="",
             gateway_token=self._write_token(tokens) if tokens else None,
@@ -149,3 +149,9 @@ class SiteFiles:
         folder = self.folder / "tls"
         made = Certificate(folder / "certificate.pem", folder / "key.pem")
         return made if made.certificate.exists() else make_certificate(folder)
+
+
+def _reach(host: str) -> str:
+    """Return where this machine reaches what listens at a host: at all addresses is no address."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"[{host}]" if ":" in host else host
