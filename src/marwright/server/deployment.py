@@ -327,9 +327,9 @@ class CanarySettings(BaseModel):
 
     model_config = _STRICT
 
-    steps: list[Percent] = [5, 25, 50]
+    steps: list[Percent] = [10, 50, 100]
     """Percent of requests for the candidate, rising; none leaves the step out."""
-    requests: int = Field(default=40, ge=1, le=200_000)
+    requests: int = Field(default=60, ge=1, le=200_000)
     """How many the candidate answers in each step at least."""
     errors: float = Field(default=0.005, ge=0, lt=1)
     """By how much its share of errors may be higher."""
