@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from marwright.cli.options import DEPLOYMENT_NAME, Json, with_client
+from marwright.cli.options import Json, with_client
 from marwright.cli.output import print_json, print_table, say
 from marwright.errors import MarwrightError
+from marwright.server.registry import DEPLOYMENT_NAME
 
 if TYPE_CHECKING:
     from marwright.client import Client

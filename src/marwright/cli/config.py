@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from marwright.cli.options import DEPLOYMENT_NAME, Json
+from marwright.cli.options import Json
 from marwright.cli.output import print_json, print_table, say
 from marwright.errors import UsageError
+from marwright.server.registry import DEPLOYMENT_NAME
 
 if TYPE_CHECKING:
     from marwright.archive.document import Document

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from marwright.cli.options import DEPLOYMENT_NAME
 from marwright.errors import ConfigurationError, UsageError
+from marwright.server.registry import DEPLOYMENT_NAME
 
 if TYPE_CHECKING:
     from marwright.archive.document import Document, Problem

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import typer
 
-from marwright.cli.options import DEPLOYMENT_NAME, Json, Store
+from marwright.cli.options import Json, Store
 from marwright.cli.output import print_json, print_table
+from marwright.server.registry import DEPLOYMENT_NAME
 
 __all__ = ["doctor"]
 

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "check_workers",
-    "DEPLOYMENT_NAME",
     "Json",
     "Samples",
     "Server",
@@ -26,8 +25,6 @@ __all__ = [
     "with_client",
 ]
 
-DEPLOYMENT_NAME = "deploy.yaml"
-"""What is taken for a deployment where none is named."""
 WORKERS_PER_CORE = 4
 """More of them only wait for one another."""
 

@@ -22,6 +22,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from marwright.errors import ConfigurationError
 from marwright.gateway.traffic import NAME, Split, Traffic, quote_version
+from marwright.server.examination import BEARER_TOKEN
 from marwright.storage import translate_os_errors
 
 __all__ = ["read_generation", "render", "Settings"]
@@ -44,7 +45,6 @@ PROBLEMS = (400, 401, 403, 404, 405, 408, 411, 413, 414, 429, 500, 501, 502, 503
 """The errors that nginx itself answers; its own 494 to 497 are 400 to clients."""
 TURNED_AWAY = 599
 """In place of 503 where that would mean that a candidate failed; clients get 503."""
-_TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")  # RFC 6750, section 2.1
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
 PART = r"[^/\x00-\x1f\x7f]+"
 """Any name in a path; TorchServe decodes once, as nginx does."""
@@ -527,7 +527,7 @@ def _read_tokens(path: Path) -> list[str]:
 
 
 def _check_token(token: str, where: str) -> None:
-    if not _TOKEN.fullmatch(token) or len(token) > LONGEST_TOKEN:
+    if not BEARER_TOKEN.fullmatch(token) or len(token) > LONGEST_TOKEN:
         raise ConfigurationError(
             f"a token cannot be used ({where})",
             expected=f"letters, digits and -._~+/=, at most {LONGEST_TOKEN} characters",

@@ -15,6 +15,7 @@ from marwright.client import Client, Endpoint
 from marwright.errors import MarwrightError, NoServerError, ServerDiedError
 from marwright.server.change import Change, hold_server, make_change, prepare_change
 from marwright.server.deployment import Deployment
+from marwright.server.launch import THREAD_LIMITS
 from marwright.server.process import Process, end_orphans
 from marwright.server.registry import Record, list_records
 from marwright.server.supervision.inspection import fetch_status
@@ -102,9 +103,7 @@ class Replica:
             self._process.end(keep_folder=True)
         end_orphans(self.folder)  # of a guard that was killed
         self._due = 0.0
-        limits = dict.fromkeys(
-            ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads)
-        )
+        limits = dict.fromkeys(THREAD_LIMITS, str(threads))
         self._process = Process.start(
             self.folder,
             [sys.executable, "-m", "marwright", "serve", "--deploy", str(self.path), "--json"],

@@ -20,7 +20,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from marwright.archive.summary import flatten
 from marwright.client import Endpoint
 from marwright.errors import (
     MarwrightError,
@@ -36,7 +35,7 @@ from marwright.gateway.observation import Observation
 from marwright.gateway.overview import SiteStatus, describe_replicas, join_versions
 from marwright.gateway.replica import Replica, end_left
 from marwright.gateway.traffic import Split, Traffic
-from marwright.server.change import Change
+from marwright.server.change import Change, list_changes
 from marwright.server.deployment import Deployment, GatewaySettings
 from marwright.server.launch import count_cores
 from marwright.server.nginx import find_nginx
@@ -453,15 +452,12 @@ class Site:
 
     def _compare(self, fresh: Deployment) -> list[str]:
         """Return what the gateway would take of a deployment: "gateway.port: 8000 -> 8001"."""
-        before, after = (
-            flatten(one.model_dump(mode="json", include=set(GATEWAY_KEYS)))
-            for one in (self.deployment, fresh)
+        return list_changes(
+            *(
+                one.model_dump(mode="json", include=set(GATEWAY_KEYS))
+                for one in (self.deployment, fresh)
+            )
         )
-        return [
-            f"{key}: {before.get(key)} -> {after.get(key)}"
-            for key in dict.fromkeys([*before, *after])
-            if before.get(key) != after.get(key)
-        ]
 
     def _take(self, fresh: Deployment) -> None:
         """Obey another deployment; the gateway goes first to where it is to be.

@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import threading
 from collections.abc import Sequence
-from types import TracebackType
 from typing import Any
 
 from marwright.client import Client
@@ -43,12 +42,7 @@ class Feeder:
         """Return it."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Send no more."""
         self._ended.set()
         for thread in self._threads:

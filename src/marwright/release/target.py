@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,14 @@ from marwright.errors import ModelNotFoundError, NoServerError, UsageError
 from marwright.release.history import HISTORY_NAME, History
 from marwright.server.change import hold_server, make_change, prepare_change
 from marwright.server.deployment import Deployment, ReleaseSettings
-from marwright.server.registry import Record, find_record, list_records
+from marwright.server.registry import (
+    DEPLOYMENT_NAME,
+    Record,
+    find_record,
+    list_records,
+    list_replicas,
+    state_folder,
+)
 from marwright.server.staging import Staging
 from marwright.server.supervision.inspection import ask_supervisor
 from marwright.storage import translate_os_errors
@@ -124,7 +130,7 @@ def open_target(
         if to is not None and to.startswith(("http://", "https://")):
             endpoint = Endpoint(inference_url or to, to, key_file=key_file, model_store=store)
             client = stack.enter_context(Client(endpoint))
-            kept = state_folder() / f"{to.partition('//')[2].replace('/', '_')}.jsonl"
+            kept = place_history(to.partition("//")[2].replace("/", "_"))
             yield Target(to, (client,), ReleaseSettings(), History(history or kept))
             return
         record = _find_record(to)
@@ -136,7 +142,7 @@ def open_target(
         gateway = None
         if parts != [folder / "endpoint.json"]:
             gateway = stack.enter_context(Client(Endpoint.read(folder / "endpoint.json")))
-        kept = path.with_name(HISTORY_NAME) if path else state_folder() / f"{record.name}.jsonl"
+        kept = path.with_name(HISTORY_NAME) if path else place_history(record.name)
         yield Target(
             name=record.name,
             clients=tuple(clients),
@@ -148,18 +154,18 @@ def open_target(
         )
 
 
-def state_folder() -> Path:
+def place_history(name: str) -> Path:
     """Return where releases are written down that no deploy.yaml is beside."""
-    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state"
-    folder = Path(state) / "marwright/releases"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    folder = state_folder() / "releases"
+    with translate_os_errors(f"write {folder}"):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{name}.jsonl"
 
 
 def _find_record(to: str | None) -> Record:
     """Return the supervisor of a deploy.yaml or of a name; of ./deploy.yaml, or the only one."""
-    if to is None and Path("deploy.yaml").is_file():
-        to = "deploy.yaml"
+    if to is None and Path(DEPLOYMENT_NAME).is_file():
+        to = DEPLOYMENT_NAME
     path = Path(to) if to else None
     if path is not None and (path.suffix in {".yaml", ".yml"} or path.is_file()):
         if not path.is_file():
@@ -183,15 +189,8 @@ def _find_record(to: str | None) -> Record:
 
 def _list_parts(record: Record) -> list[Path]:
     """Return where the endpoints of the servers stand that a supervisor has."""
-    folder = Path(record.run_folder)
-    replicas = [
-        item
-        for item in list_records().values()
-        if item.config.startswith(f"{folder}/replica-") and item.run_folder
-    ]
-    if not replicas:
-        return [folder / "endpoint.json"]
-    return [Path(item.run_folder) / "endpoint.json" for item in replicas]
+    servers = list_replicas(record) or [record]
+    return [Path(item.run_folder) / "endpoint.json" for item in servers if item.run_folder]
 
 
 def find_version(client: Client, model: str, version: str) -> ModelVersion | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from marwright.server.state import compare, read_state
 from marwright.server.wanted import Wanted, list_wanted
 from marwright.storage import hold_path, translate_os_errors, write_file
 
-__all__ = ["Change", "hold_server", "make_change", "prepare_change"]
+__all__ = ["Change", "hold_server", "list_changes", "make_change", "prepare_change"]
 
 SETTLE_SECONDS = 10.0
 """How long a worker that was ended meanwhile may take to be READY again."""
@@ -127,14 +127,21 @@ def _compare_running(deployment: Deployment, staging: Staging) -> list[str]:
             found=f"{running['store']}, in deploy.yaml {values['store']}",
             remedy="marwright restart",
         )
-    before, after = (
-        flatten({key: item for key, item in whole.items() if key not in LIVE_KEYS})
-        for whole in (running, values)
+    return list_changes(
+        *(
+            {key: item for key, item in whole.items() if key not in LIVE_KEYS}
+            for whole in (running, values)
+        )
     )
+
+
+def list_changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Return how settings differ, by dotted keys: "limits.queue: 100 -> 50"."""
+    was, is_now = flatten(before), flatten(after)
     return [
-        f"{key}: {before.get(key)} -> {after.get(key)}"
-        for key in dict.fromkeys([*before, *after])
-        if before.get(key) != after.get(key)
+        f"{key}: {was.get(key)} -> {is_now.get(key)}"
+        for key in dict.fromkeys([*was, *is_now])
+        if was.get(key) != is_now.get(key)
     ]
 
 

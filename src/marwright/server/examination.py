@@ -23,7 +23,7 @@ from marwright.server.nginx import find_nginx
 from marwright.server.ports import is_free
 from marwright.server.wanted import Wanted, read_wanted
 
-__all__ = ["examine", "examine_rest"]
+__all__ = ["BEARER_TOKEN", "examine", "examine_rest"]
 
 Keys = list[str | int]
 SHOWN = 5

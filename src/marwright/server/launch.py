@@ -43,6 +43,7 @@ __all__ = [
     "make_run_folder",
     "RUNNING_NAME",
     "STAGING",
+    "THREAD_LIMITS",
 ]
 
 RUNNING_NAME = "deployment.json"

@@ -29,6 +29,7 @@ __all__ = [
     "announce",
     "Claim",
     "claim",
+    "DEPLOYMENT_NAME",
     "find_endpoint",
     "find_record",
     "hide_replicas",
@@ -37,10 +38,13 @@ __all__ = [
     "list_replicas",
     "list_servers",
     "Record",
+    "state_folder",
 ]
 
 _log = logging.getLogger(__name__)
 
+DEPLOYMENT_NAME = "deploy.yaml"
+"""What is taken for a deployment where none is named."""
 KEY_HEADER = "X-Marwright-Key"
 """In which a request to a supervisor's endpoints carries the key of its record."""
 
@@ -51,8 +55,13 @@ def announce_folder() -> Path:
     """Return the folder of links: in XDG_RUNTIME_DIR, or in XDG_STATE_HOME where there is none."""
     if runtime := os.environ.get("XDG_RUNTIME_DIR"):
         return Path(runtime) / "marwright"
+    return state_folder() / "servers"
+
+
+def state_folder() -> Path:
+    """Return where marwright keeps what it has to remember: in XDG_STATE_HOME."""
     state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state"
-    return Path(state) / "marwright/servers"
+    return Path(state) / "marwright"
 
 
 @contextlib.contextmanager

@@ -186,6 +186,7 @@ def test_models_and_supervision_take_no_restart_and_all_else_does(tmp_path: Path
     assert change(ports={"health": 9001}) == []
     assert change(ports={"inference": 9001}) == ["ports"]
     assert change(ports="free") == ["ports"]
+    assert change(gateway=True, replicas=2) == []  # for another supervisor, not another server
 
 
 def test_the_name_and_the_health_endpoints_take_another_supervisor(tmp_path: Path) -> None:
@@ -197,3 +198,4 @@ def test_the_name_and_the_health_endpoints_take_another_supervisor(tmp_path: Pat
     assert change(models=["cnn.mar"], ports={"inference": 9001}, limits={"queue": 7}) == []
     assert change(name="other", ports={"health": 9001}) == ["name", "ports.health"]
     assert change(ports="free") == ["ports.health"]
+    assert change(gateway=True) == ["gateway"]

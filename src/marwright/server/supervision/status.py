@@ -195,12 +195,14 @@ def list_start_reasons(begun: Deployment, wanted: Deployment) -> list[str]:
     return [
         *(["name"] if begun.name != wanted.name else []),
         *(["ports.health"] if before != after else []),
+        *(["gateway"] if bool(begun.gateway) != bool(wanted.gateway) else []),
     ]
 
 
 def _dump_server(deployment: Deployment) -> dict[str, Any]:
     """Return what a server is started with."""
-    dump = deployment.model_dump(mode="json", exclude=set(LIVE_KEYS))
+    exclude = {*LIVE_KEYS, "gateway", "replicas"}  # of which no server hears
+    dump = deployment.model_dump(mode="json", exclude=exclude)
     if isinstance(dump["ports"], dict):
         del dump["ports"]["health"]
     return dump
