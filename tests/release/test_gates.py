@@ -43,14 +43,7 @@ UNFIT = {
 
 
 @pytest.mark.server
-@pytest.mark.parametrize(
-    ("parts", "step", "reason"),
-    [
-        # A slow version's queue takes long to empty on a busy machine.
-        pytest.param(*case, id=name, marks=[pytest.mark.slow] if "slower" in name else [])
-        for name, case in UNFIT.items()
-    ],
-)
+@pytest.mark.parametrize(("parts", "step", "reason"), UNFIT.values(), ids=list(UNFIT))
 def test_an_unfit_candidate_is_stopped_and_leaves_no_trace(
     site: Any,
     load: Load,

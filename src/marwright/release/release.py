@@ -14,6 +14,7 @@ from typing import Any
 from marwright.client import Client
 from marwright.errors import ReleaseError, StorageError
 from marwright.release.candidate import Candidate, digest_file
+from marwright.release.drain import drain
 from marwright.release.entries import remove_versions, write_default
 from marwright.release.gates import Verdict
 from marwright.release.history import Event, Line, make_line, tell_time, tell_user
@@ -25,10 +26,7 @@ from marwright.server.samples import judge_sample
 
 __all__ = ["Release"]
 
-LOOK_SECONDS = 0.1
 SAMPLE_SECONDS = 30.0
-QUIET_SECONDS = 0.5
-"""The old version has answered all it held once nothing of it was logged for so long."""
 
 Tell = Callable[[str], None]
 Figures = Mapping[str, Any]
@@ -164,18 +162,9 @@ class Release:
 
     def _drain(self) -> Figures:
         """Wait until the old version has answered what the gateway sent it before."""
-        began = time.monotonic()
-        last, seen = began, -1
-        while self._target.gateway is not None and (now := time.monotonic()) < (
-            began + self._target.settings.drain_seconds
-        ):
-            count = len(self._target.observe(self._candidate.model)["stable"])
-            if count != seen:
-                last, seen = now, count
-            elif now - last >= QUIET_SECONDS:
-                break
-            time.sleep(LOOK_SECONDS)
-        return {"seconds": round(time.monotonic() - began, 2)}
+        most = self._target.settings.drain_seconds
+        seconds = drain(self._target, self._candidate.model, "stable", most=most)
+        return {"seconds": round(seconds, 2)}
 
     def _keep(self) -> Figures:
         """Unregister what is older than the versions to return to."""

@@ -10,6 +10,7 @@ from marwright.archive.signature import signature_path
 from marwright.client import Client
 from marwright.errors import MarwrightError, ReleaseError
 from marwright.release.candidate import digest_file
+from marwright.release.drain import drain
 from marwright.release.entries import restore_default, write_default
 from marwright.release.history import Line, make_line
 from marwright.release.target import Target, find_version, list_files, unstage
@@ -17,6 +18,8 @@ from marwright.storage import translate_os_errors
 
 __all__ = ["roll_back", "take_back"]
 
+DRAIN_SECONDS = 60.0
+"""How long a candidate that is taken back may go on to answer: it may be a slow one."""
 LATE_SECONDS = 1.0
 """How long a registration that was cut off may take to show."""
 LOOK_SECONDS = 0.1
@@ -65,7 +68,10 @@ def _return_default(target: Target, begun: Line) -> None:
 
 
 def _end_split(target: Target, begun: Line) -> None:
+    """Take the candidate's traffic away, and let it answer what it got before."""
     target.direct(model=begun.model)
+    if "servers" not in begun.present:
+        drain(target, begun.model, "candidate", most=DRAIN_SECONDS)
 
 
 def _restore_entries(target: Target, begun: Line) -> None:
