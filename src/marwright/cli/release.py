@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import sys
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +17,7 @@ from marwright.cli.output import print_json, print_table, say
 from marwright.errors import ReleaseError
 
 if TYPE_CHECKING:
-    from marwright.release.history import Standing
+    from marwright.release.history import History, Line, Standing
     from marwright.release.target import Target
 
 __all__ = ["release", "releases", "rollback"]
@@ -24,8 +26,8 @@ To = Annotated[
     str | None,
     typer.Option(
         "--to",
-        help="A deploy.yaml, a server's name, or the management address of another TorchServe;"
-        " ./deploy.yaml, or the only server, if not given.",
+        help="A deploy.yaml, of one server or of several, a server's name, or the management"
+        " address of another TorchServe; ./deploy.yaml, or the only server, if not given.",
     ),
 ]
 InferenceUrl = Annotated[
@@ -45,6 +47,12 @@ def release(
     check: Annotated[
         bool, typer.Option("--check", help="Only say what speaks against it.")
     ] = False,
+    lease: Annotated[
+        float | None,
+        typer.Option(
+            hidden=True, help="Led from elsewhere, by words on standard input: release/lead.py."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Make an archive's version the default, gate by gate; go back by itself where one fails.
@@ -54,25 +62,68 @@ def release(
     by marwright rollback.
     """
     from marwright.release.candidate import digest_file, examine, find_archive
+    from marwright.release.fleet import find_fleet
+    from marwright.release.history import History
+    from marwright.release.lead import Lead
     from marwright.release.release import Release
 
+    if (fleet := find_fleet(to)) is not None:
+        _release_fleet(fleet, archive, check=check, as_json=as_json)
+        return
     options: dict[str, Any] = {"inference_url": inference_url, "key_file": key_file, "store": store}
     with _open(to, options) as target, target.history.hold():
         path = find_archive(archive, target)
-        standing = _find_standing(target, digest_file(path))
+        standing = _find_standing(target.history, digest_file(path))
         candidate = examine(path, target, begun=standing.begun if standing else None)
         if check:
-            say("it can be released")
+            _print_check([candidate.to_json()], as_json=as_json)
             return
         if standing is not None:
             say(f"{standing.describe()}; going on")
-        made = Release(target, candidate, tell=say, begun=standing.begun if standing else None)
+        begun, lead = standing.begun if standing else None, None
+        if lease is not None:
+            lead = Lead(sys.stdin, lease=lease)
+            target = replace(target, history=History(target.history.path, _print_line))
+        made = Release(target, candidate, tell=say, begun=begun, lead=lead)
         made.run()
-        lines = target.history.read(candidate.model)
-        if as_json:
-            print_json([asdict(line) for line in lines if line.release == made.begun.release])
-        else:
-            print(f"{candidate.model} {candidate.version} is released")
+        if lead is None:
+            _print_released(target.history, made.begun, as_json=as_json)
+
+
+def _release_fleet(path: Path, archive: Path, *, check: bool, as_json: bool) -> None:
+    """Release an archive to the servers that a deploy.yaml names."""
+    from marwright.release.fleet import FleetRelease, open_fleet, roll_back_fleet
+
+    with open_fleet(path) as fleet, fleet.history.hold():
+        made = FleetRelease(fleet, archive, tell=say)
+        if check:
+            _print_check(made.check(), as_json=as_json)
+            return
+        standing = _find_standing(fleet.history, made.digest)
+        if standing is not None:
+            say(f"{standing.describe()}; it is taken back first")
+            roll_back_fleet(fleet, standing.begun.model, reason="it was cut off", tell=say)
+        _print_released(fleet.history, made.run(), as_json=as_json)
+
+
+def _print_check(candidates: list[dict[str, Any]], *, as_json: bool) -> None:
+    if as_json:
+        print_json(candidates[0] if len(candidates) == 1 else candidates)
+    else:
+        say("it can be released")
+
+
+def _print_released(history: History, begun: Line, *, as_json: bool) -> None:
+    if as_json:
+        lines = history.read(begun.model)
+        print_json([asdict(line) for line in lines if line.release == begun.release])
+    else:
+        print(f"{begun.model} {begun.version} is released")
+
+
+def _print_line(line: Line) -> None:
+    """Print a decision for who leads the release."""
+    print(json.dumps(asdict(line)), flush=True)
 
 
 def rollback(
@@ -84,21 +135,37 @@ def rollback(
     key_file: KeyFile = None,
     store: Store = None,
     reason: Reason = "asked for",
+    digest: Annotated[
+        str | None,
+        typer.Option(hidden=True, help="Only a release of the archive with this SHA-256."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Return to the version that was the default before the last release, at once.
 
     A release that was interrupted is taken back from wherever it stands.
     """
+    from marwright.release.fleet import find_fleet, open_fleet, roll_back_fleet
     from marwright.release.rollback import roll_back
 
+    if (path := find_fleet(to)) is not None:
+        with open_fleet(path) as fleet, fleet.history.hold():
+            model = model or _find_model(fleet.history)
+            _print_back(roll_back_fleet(fleet, model, reason=reason, tell=say), as_json=as_json)
+        return
     options: dict[str, Any] = {"inference_url": inference_url, "key_file": key_file, "store": store}
     with _open(to, options) as target, target.history.hold():
-        line = roll_back(target, model or _find_model(target), reason=reason, tell=say)
-        if as_json:
-            print_json(asdict(line))
-        else:
-            print(f"{line.model} is back at {line.before}")
+        model = model or _find_model(target.history)
+        _print_back(
+            roll_back(target, model, reason=reason, tell=say, digest=digest), as_json=as_json
+        )
+
+
+def _print_back(line: Line | None, *, as_json: bool) -> None:
+    if as_json:
+        print_json(line and asdict(line))
+    elif line is not None:
+        print(f"{line.model} is back at {line.before}")
 
 
 def releases(
@@ -114,8 +181,11 @@ def releases(
     as_json: Json = False,
 ) -> None:
     """Show who moved which model when, why, and with which figures."""
-    from marwright.release.history import History
+    from marwright.release.fleet import find_fleet
+    from marwright.release.history import HISTORY_NAME, History
 
+    if history is None and (path := find_fleet(to)) is not None:
+        history = path.with_name(HISTORY_NAME)
     if plot is not None:
         with _open(to, {}) as target:
             _draw(target, model, plot)
@@ -161,13 +231,13 @@ def _open(to: str | None, options: dict[str, Any]) -> Iterator[Target]:
         yield target
 
 
-def _find_standing(target: Target, digest: str) -> Standing | None:
+def _find_standing(history: History, digest: str) -> Standing | None:
     """Return the interrupted release of an archive.
 
     Raises:
         ReleaseError: one of another archive stands open.
     """
-    open_ones = [item for item in target.history.list_standings() if item.is_open]
+    open_ones = [item for item in history.list_standings() if item.is_open]
     for standing in open_ones:
         begun = standing.begun
         if begun.digest != digest:
@@ -179,9 +249,9 @@ def _find_standing(target: Target, digest: str) -> Standing | None:
     return open_ones[-1] if open_ones else None
 
 
-def _find_model(target: Target) -> str:
+def _find_model(history: History) -> str:
     """Return the one model that was ever released there."""
-    models = sorted({standing.begun.model for standing in target.history.list_standings()})
+    models = sorted({standing.begun.model for standing in history.list_standings()})
     if len(models) == 1:
         return models[0]
     raise ReleaseError(

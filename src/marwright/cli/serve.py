@@ -111,6 +111,11 @@ def serve(
         _check(configuration, as_json=as_json)
         return
     deployment = configuration.read(strict=bool(archives), say_note=say)
+    if deployment.servers is not None:
+        raise UsageError(
+            "this deploy.yaml names servers that run elsewhere",
+            remedy=f"release to them: marwright release ARCHIVE --to {configuration.deploy}",
+        )
     if detach:
         from marwright.cli.detach import start_detached
 

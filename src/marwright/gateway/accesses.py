@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,6 +77,14 @@ class AccessLog:
             if key not in known:
                 self._streams.pop(key).close()
         return found
+
+    def skip(self) -> None:
+        """Pass over what was answered since the last call."""
+        known = {key for path in self._paths if (key := self._open(path))}
+        for key in list(self._streams):
+            self._streams[key].seek(0, os.SEEK_END)
+            if key not in known:
+                self._streams.pop(key).close()
 
     def close(self) -> None:
         """Close the files."""

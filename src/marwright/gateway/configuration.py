@@ -6,14 +6,12 @@ against a narrow alphabet, or quoted, before it becomes a part of the text.
 
 from __future__ import annotations
 
-import hashlib
 import ipaddress
 import json
 import os
 import pwd
 import re
 import resource
-import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -21,16 +19,27 @@ from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
 from marwright.errors import ConfigurationError
+from marwright.gateway.directives import (
+    quote_path,
+    quote_text,
+    stamp,
+    write_block,
+    write_host,
+)
+from marwright.gateway.tokens import check_token, read_tokens, render_tokens
 from marwright.gateway.traffic import NAME, Split, Traffic, quote_version
-from marwright.server.examination import BEARER_TOKEN
-from marwright.storage import translate_os_errors
+from marwright.server.launch import count_cores
+from marwright.server.registry import KEY_HEADER
 
-__all__ = ["read_generation", "render", "Settings"]
+__all__ = ["ControlSettings", "count_workers", "read_generation", "render", "Settings", "UPLOADS"]
 
 ACCESS_LOG = "access.log"
 ERROR_LOG = "error.log"
 CAPTURE_SOCKET = "capture.sock"
-WORKERS = 2
+UPLOADS = "uploads"
+"""The folder of the run folder that whoever has a control token puts archives into."""
+CORES = 4
+"""Of the machine's, for each worker of nginx: TorchServe takes ten times what nginx does."""
 FALLBACK_STATUSES = (404, 500, 502, 503, 504, 507)
 """What a candidate answers where the stable version is to answer instead: TorchServe's 404 is a
 version that is not registered (any more), its 507 a worker that was killed."""
@@ -40,14 +49,28 @@ CONNECT_SECONDS = 2
 MEMORY_BYTES = 1 << 20
 """Up to this size a request's body waits in memory, beyond it in a file of the run folder."""
 CLIENT_IDLE_SECONDS = 75
-LONGEST_TOKEN = 512
 PROBLEMS = (400, 401, 403, 404, 405, 408, 411, 413, 414, 429, 500, 501, 502, 503, 504, 505)
 """The errors that nginx itself answers; its own 494 to 497 are 400 to clients."""
+ARCHIVE_BYTES = "8g"
+"""Largest archive that is uploaded."""
+CONTROL_SECONDS = 180
+SHORTEST_CONTROL_TOKEN = 20
 TURNED_AWAY = 599
 """In place of 503 where that would mean that a candidate failed; clients get 503."""
-_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
 PART = r"[^/\x00-\x1f\x7f]+"
 """Any name in a path; TorchServe decodes once, as nginx does."""
+
+
+@dataclass(frozen=True)
+class ControlSettings:
+    """Who may release from elsewhere, and whom their requests are handed to."""
+
+    tokens: Path
+    """A file of accepted bearer tokens, one a line; those of clients are not among them."""
+    url: str
+    """The site's own endpoints, on loopback."""
+    key: str
+    """Sent there as KEY_HEADER."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +101,8 @@ class Settings:
     """Most requests at once; further ones are answered 503."""
     retry_after: int = 1
     """Seconds: Retry-After of each 429 and 503."""
+    control: ControlSettings | None = None
+    """None where nobody releases from elsewhere."""
     traffic: Traffic = field(default_factory=Traffic)
 
     def __post_init__(self) -> None:
@@ -87,8 +112,8 @@ class Settings:
         if (self.certificate is None) != (self.key is None):
             raise ConfigurationError("https needs a certificate and its key")
         if self.replica_token is not None:
-            _check_token(self.replica_token, "replica_token")
-        _write_host(self.host)
+            check_token(self.replica_token, "replica_token")
+        write_host(self.host)
         _read_replicas(self)
         least = {
             "request_bytes": 1,
@@ -116,7 +141,7 @@ def render(settings: Settings, generation: int = 0) -> str:
     lines = [
         f"# generation {generation}",
         *_render_process(settings),
-        _block("http", *_render_http(settings), _render_server(settings, generation)),
+        write_block("http", *_render_http(settings), _render_server(settings, generation)),
     ]
     return "\n".join(lines) + "\n"
 
@@ -125,6 +150,11 @@ def read_generation(text: str) -> int:
     """Return the generation of a rendered configuration; 0 for another text."""
     found = re.match(r"# generation (\d+)\n", text)
     return int(found[1]) if found else 0
+
+
+def count_workers() -> int:
+    """Return how many processes of nginx answer."""
+    return max(1, count_cores() // CORES)
 
 
 def draining_name(generation: int | str) -> str:
@@ -144,12 +174,13 @@ def _render_process(settings: Settings) -> Iterator[str]:
     files = connections + 64 if most == resource.RLIM_INFINITY else min(connections + 64, most)
     yield "daemon off;"
     yield "master_process on;"
-    yield f"worker_processes {WORKERS};"
+    yield "pcre_jit on;"
+    yield f"worker_processes {count_workers()};"
     yield f"worker_rlimit_nofile {files};"
     yield f"worker_shutdown_timeout {2 * settings.answer_seconds + 5}s;"
     yield "pid nginx.pid;"
     yield f"error_log {ERROR_LOG} error;"
-    yield _block("events", f"worker_connections {min(connections, files)};")
+    yield write_block("events", f"worker_connections {min(connections, files)};")
 
 
 def _render_http(settings: Settings) -> Iterator[str]:
@@ -159,20 +190,24 @@ def _render_http(settings: Settings) -> Iterator[str]:
     for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"):
         yield f"{name}_temp_path temp/{name};"
     yield _render_log()
-    yield f"access_log {ACCESS_LOG} accesses;"
+    yield f"access_log {ACCESS_LOG} accesses buffer=32k flush=100ms;"
     yield "map_hash_bucket_size 1024;"
     yield "variables_hash_bucket_size 128;"
     yield "limit_conn_zone $server_name zone=requests:64k;"
-    yield _block(
+    yield write_block(
         "map $http_x_request_id $id",
         r'"~^[A-Za-z0-9._-]{1,128}\z" $http_x_request_id;',
         "default $request_id;",
     )
-    yield _block("map $status $wait", *(f"{code} {settings.retry_after};" for code in (429, 503)))
-    yield _block("map $upstream_http_retry_after $retry_after", '"" $wait;')
-    yield _block("map $status $challenge", "401 Bearer;")
+    yield write_block(
+        "map $status $wait", *(f"{code} {settings.retry_after};" for code in (429, 503))
+    )
+    yield write_block("map $upstream_http_retry_after $retry_after", '"" $wait;')
+    yield write_block("map $status $challenge", "401 Bearer;")
     if settings.client_tokens is not None:
-        yield from _render_tokens(_read_tokens(settings.client_tokens))
+        yield from render_tokens(read_tokens(settings.client_tokens), "authorized")
+    if settings.control is not None:
+        yield from render_tokens(_read_control_tokens(settings), "controls")
     yield from _render_splits(settings.traffic.splits)
     yield _render_replicas(settings)
 
@@ -196,15 +231,27 @@ def _render_log() -> str:
     return "log_format accesses escape=json '{" + ",".join(pairs) + "}';"
 
 
-def _render_tokens(tokens: Sequence[str]) -> Iterator[str]:
-    """Return the maps that set $authorized.
+def _read_control_tokens(settings: Settings) -> list[str]:
+    """Return the tokens of those who may release.
 
-    nginx finds a map's texts by their hash, but in any case of letters; so the one that was found
-    is compared once more.
+    Raises:
+        ConfigurationError: a client has one of them too, or one is short.
     """
-    yield _block("map $http_authorization $known", *(f'"Bearer {one}" 1;' for one in tokens))
-    exact = (rf'"~^1 (?i:bearer) {re.escape(one)}\z" 1;' for one in tokens)
-    yield _block('map "$known $http_authorization" $authorized', *exact)
+    assert settings.control is not None  # who asks has one
+    tokens = read_tokens(settings.control.tokens)
+    clients = read_tokens(settings.client_tokens) if settings.client_tokens else []
+    if set(tokens) & set(clients):
+        raise ConfigurationError(
+            f"{settings.control.tokens} has a token of the clients",
+            remedy="give those who may release tokens of their own",
+        )
+    if min(map(len, tokens)) < SHORTEST_CONTROL_TOKEN:
+        raise ConfigurationError(
+            f"{settings.control.tokens} has a token that could be guessed",
+            expected=f"{SHORTEST_CONTROL_TOKEN} characters or more",
+            remedy="make one: openssl rand -hex 32",
+        )
+    return tokens
 
 
 def _render_splits(splits: Sequence[Split]) -> Iterator[str]:
@@ -222,7 +269,7 @@ def _render_splits(splits: Sequence[Split]) -> Iterator[str]:
 def _render_choice(name: str, default: str, values: Mapping[str, str]) -> str:
     """Return what sets a variable by a request's model, whose name counts in each letter's case."""
     rows = (rf'"~^{re.escape(model)}\z" {value};' for model, value in values.items())
-    return _block(f"map $model ${name}", f"default {default};", *rows)
+    return write_block(f"map $model ${name}", f"default {default};", *rows)
 
 
 def _render_share(
@@ -230,7 +277,7 @@ def _render_share(
 ) -> str:
     """Return what chooses a share of a model's requests by their ids, each always alike."""
     share = [f"{percent:.2f}% {chosen};"] if percent else []
-    return _block(f'split_clients "{name} {model} $id" ${name}_{number}', *share, f"* {rest};")
+    return write_block(f'split_clients "{name} {model} $id" ${name}_{number}', *share, f"* {rest};")
 
 
 def _render_replicas(settings: Settings) -> str:
@@ -242,7 +289,7 @@ def _render_replicas(settings: Settings) -> str:
     """
     addresses = [url.netloc for url in _read_replicas(settings)]
     addresses = addresses * 2 if len(addresses) == 1 else addresses
-    return _block(
+    return write_block(
         "upstream replicas",
         "zone replicas 256k;",
         "least_conn;",
@@ -253,9 +300,9 @@ def _render_replicas(settings: Settings) -> str:
 
 def _render_server(settings: Settings, generation: int) -> str:
     tls = " ssl" if settings.certificate is not None else ""
-    return _block(
+    return write_block(
         "server",
-        f"listen {_write_host(settings.host)}:{settings.port}{tls};",
+        f"listen {write_host(settings.host)}:{settings.port}{tls};",
         "server_name marwright;",
         *_render_tls(settings),
         *_render_limits(settings),
@@ -275,9 +322,9 @@ def _render_server(settings: Settings, generation: int) -> str:
 def _render_tls(settings: Settings) -> Iterator[str]:
     if settings.certificate is None or settings.key is None:
         return
-    yield _stamp(settings.certificate)
-    yield f"ssl_certificate {_quote_path(settings.certificate)};"
-    yield f"ssl_certificate_key {_quote_path(settings.key)};"
+    yield stamp(settings.certificate)
+    yield f"ssl_certificate {quote_path(settings.certificate)};"
+    yield f"ssl_certificate_key {quote_path(settings.key)};"
     yield "ssl_protocols TLSv1.2 TLSv1.3;"
     yield "ssl_session_cache shared:tls:1m;"
 
@@ -320,8 +367,8 @@ def _render_proxy(settings: Settings) -> Iterator[str]:
     yield f"proxy_next_upstream_tries {max(TRIES, len(replicas))};"
     yield f"proxy_next_upstream_timeout {settings.answer_seconds}s;"
     if settings.authority is not None:
-        yield _stamp(settings.authority)
-        yield f"proxy_ssl_trusted_certificate {_quote_path(settings.authority)};"
+        yield stamp(settings.authority)
+        yield f"proxy_ssl_trusted_certificate {quote_path(settings.authority)};"
         yield "proxy_ssl_verify on;"
         yield "proxy_ssl_name localhost;"  # nginx looks at names alone, not at IP addresses
         yield "proxy_ssl_server_name on;"
@@ -334,11 +381,11 @@ def _render_draining(generation: int) -> Iterator[str]:
     Workers that are replaced close idle connections at once, whatever their clients are just
     sending. Only a location can have another keepalive_timeout, so that requests pass through one.
     """
-    yield _block(
+    yield write_block(
         f"if (-f {draining_name(generation)})", 'rewrite "(?s)^(.*)$" "/.draining$1" last;'
     )
-    known = "/(?:ping$|predictions/|explanations/|v1/|v2/|[.]problem/)"
-    yield _block(
+    known = "/(?:ping$|predictions/|explanations/|v1/|v2/|control/|[.]problem/)"
+    yield write_block(
         'location ^~ "/.draining/"',
         "internal;",
         "keepalive_timeout 0;",
@@ -361,14 +408,42 @@ def _render_routes(settings: Settings) -> Iterator[str]:
     yield _guard(settings, f'~ "{versioned}"', *passed)
     yield _guard(settings, f'~ "^/v1/models/(?<model>{PART}):(predict|explain)$"', *passed)
     yield _guard(settings, f'~ "^/v2/models/(?<model>{PART})/(infer|explain)$"', *passed)
-    yield _block("location /", "return 404;")
+    if settings.control is not None:
+        yield from _render_control(settings.control)
+    yield write_block("location /", "return 404;")
+
+
+def _render_control(control: ControlSettings) -> Iterator[str]:
+    """Return where archives are put, and where words of a release go: gateway/control.py."""
+    token = write_block("if ($controls = '')", "return 401;")
+    yield write_block(
+        f'location ~ "^/control/archives/(?<file>{NAME}[.]mar(?:[.]sig)?)$"',
+        token,
+        write_block("limit_except PUT", "deny all;"),
+        f"client_max_body_size {ARCHIVE_BYTES};",
+        "dav_methods PUT;",
+        f"alias {UPLOADS}/$file;",
+    )
+    yield write_block(
+        'location ~ "^/control/(?<operation>check|begin|say)$"',
+        token,
+        write_block("limit_except POST", "deny all;"),
+        "client_max_body_size 64k;",
+        f"proxy_pass {control.url}/control/$operation;",
+        "proxy_set_header Host localhost;",
+        'proxy_set_header Connection "";',
+        'proxy_set_header Authorization "";',
+        f"proxy_set_header {KEY_HEADER} {quote_text(control.key)};",
+        "proxy_next_upstream off;",
+        f"proxy_read_timeout {CONTROL_SECONDS}s;",
+    )
 
 
 def _guard(settings: Settings, pattern: str, *lines: str) -> str:
     """Return a location that asks for a token, where one is to be asked for."""
     asks = settings.client_tokens is not None
-    token = [_block("if ($authorized = '')", "return 401;")] if asks else []
-    return _block(f"location {pattern}", *token, *lines)
+    token = [write_block("if ($authorized = '')", "return 401;")] if asks else []
+    return write_block(f"location {pattern}", *token, *lines)
 
 
 def _render_arms(settings: Settings) -> Iterator[str]:
@@ -377,9 +452,9 @@ def _render_arms(settings: Settings) -> Iterator[str]:
     mirror = ["mirror /.mirror;"] if mirrors else []
     base = f"proxy_pass {_scheme(settings)}://replicas/$verb/$model"
     stable = ("set $answered $stable;", f"{base}/$stable$is_args$args;")
-    yield _block("location = /.arm/unsplit", "internal;", f"{base}$is_args$args;")
-    yield _block("location = /.arm/stable", "internal;", "set $went stable;", *mirror, *stable)
-    yield _block(
+    yield write_block("location = /.arm/unsplit", "internal;", f"{base}$is_args$args;")
+    yield write_block("location = /.arm/stable", "internal;", "set $went stable;", *mirror, *stable)
+    yield write_block(
         "location = /.arm/candidate",
         "internal;",
         "set $went candidate;",
@@ -396,17 +471,17 @@ def _render_arms(settings: Settings) -> Iterator[str]:
         "proxy_next_upstream error non_idempotent;",
         f"{base}/$candidate$is_args$args;",
     )
-    yield _block("location @stable", "recursive_error_pages on;", *stable)
+    yield write_block("location @stable", "recursive_error_pages on;", *stable)
     if mirrors:
         yield _render_mirror()
 
 
 def _render_mirror() -> str:
     """Return where copies go; nothing that happens there reaches a client."""
-    return _block(
+    return write_block(
         "location = /.mirror",
         "internal;",
-        _block("if ($shadow = '')", "return 204;"),
+        write_block("if ($shadow = '')", "return 204;"),
         "error_log /dev/null crit;",
         f"proxy_pass http://unix:{CAPTURE_SOCKET}:/;",
         "proxy_set_header Host localhost;",
@@ -431,11 +506,11 @@ def _render_problems() -> Iterator[str]:
             "status": code,
             "detail": f"the gateway: {_DETAILS.get(code, status.phrase.lower())}",
         }
-        yield _block(
+        yield write_block(
             f"location = /.problem/{code}",
             "internal;",
             "default_type application/problem+json;",
-            f"return {code} {_quote_text(json.dumps(problem))};",
+            f"return {code} {quote_text(json.dumps(problem))};",
         )
 
 
@@ -453,11 +528,6 @@ _DETAILS = {
     503: "it holds as many requests as it may",
     504: "no replica answered in time",
 }
-
-
-def _block(head: str, *lines: str) -> str:
-    body = textwrap.indent("\n".join(lines), "    ")
-    return f"{head} {{\n{body}\n}}"
 
 
 def _scheme(settings: Settings) -> str:
@@ -490,69 +560,3 @@ def _read_url(text: str, expected: str) -> SplitResult:
     except ValueError:
         pass
     raise ConfigurationError("no such replica is possible", expected=expected, found=repr(text))
-
-
-def _write_host(host: str) -> str:
-    """Return a host as `listen` takes it."""
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        if not _HOST.fullmatch(host):
-            raise ConfigurationError(
-                "no such host is possible", expected="a name or an address", found=repr(host)
-            ) from None
-        return host
-    if "%" in host:
-        raise ConfigurationError("a host with a zone is not supported", found=repr(host))
-    return f"[{address}]" if address.version == 6 else str(address)
-
-
-def _read_tokens(path: Path) -> list[str]:
-    """Return the tokens of a file, one a line; no error shows one."""
-    with translate_os_errors(f"read {path}"):
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    tokens = [line.strip() for line in lines if line.strip()]
-    if not tokens:
-        raise ConfigurationError(
-            f"{path} has no token", remedy="write one a line, or ask for none: client_tokens"
-        )
-    for number, token in enumerate(lines, 1):
-        if token.strip():
-            _check_token(token.strip(), f"{path}, line {number}")
-    # nginx refuses a text that is there twice, in whatever case of letters.
-    folded = [token.lower() for token in tokens]
-    if len(set(folded)) < len(folded):
-        raise ConfigurationError(f"{path} has two tokens that differ in case at most")
-    return tokens
-
-
-def _check_token(token: str, where: str) -> None:
-    if not BEARER_TOKEN.fullmatch(token) or len(token) > LONGEST_TOKEN:
-        raise ConfigurationError(
-            f"a token cannot be used ({where})",
-            expected=f"letters, digits and -._~+/=, at most {LONGEST_TOKEN} characters",
-            found=f"{len(token)} characters",
-        )
-
-
-def _stamp(path: Path) -> str:
-    """Return a comment that changes with a file, so that a renewed certificate is a change."""
-    with translate_os_errors(f"read {path}"):
-        return f"# sha256 {hashlib.sha256(path.read_bytes()).hexdigest()}"
-
-
-def _quote_path(path: Path) -> str:
-    """Return a file's absolute path; relative ones would begin in the run folder."""
-    return _quote_text(str(path.absolute()), what="path")
-
-
-def _quote_text(text: str, what: str = "text") -> str:
-    """Return a text for nginx, which has no way to write a dollar that is no variable."""
-    if re.search(r"[$\x00-\x1f\x7f]", text) or any("\ud800" <= c <= "\udfff" for c in text):
-        raise ConfigurationError(
-            f"nginx cannot use this {what}",
-            expected="no '$' and no control characters",
-            found=repr(text),
-        )
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from marwright.client import Endpoint
 from marwright.errors import NoServerError
-from marwright.gateway.configuration import Settings
+from marwright.gateway.configuration import UPLOADS, ControlSettings, Settings
 from marwright.gateway.traffic import Traffic
 from marwright.server.certificate import Certificate, make_certificate
 from marwright.server.deployment import Deployment, GatewaySettings, TlsFiles
@@ -49,6 +49,7 @@ class SiteFiles:
                 if not path.exists():
                     path.touch(mode=0o600)
                     path.write_text(secrets.token_urlsafe(32), encoding="ascii")
+            (files.folder / UPLOADS).mkdir(mode=0o700, exist_ok=True)
         if found is None:
             files.write_traffic(Traffic())
         return files
@@ -67,9 +68,17 @@ class SiteFiles:
         traffic.write(self.folder / TRAFFIC)
 
     def make_settings(
-        self, deployment: Deployment, replicas: Iterable[Endpoint], traffic: Traffic
+        self,
+        deployment: Deployment,
+        replicas: Iterable[Endpoint],
+        traffic: Traffic,
+        *,
+        health_url: str,
+        key: str,
     ) -> Settings:
         """Return what the gateway is to be in front of replicas.
+
+        `health_url` and `key` are those of the site's own endpoints.
 
         Raises:
             ConfigurationError: it cannot be that.
@@ -90,6 +99,7 @@ class SiteFiles:
             connections=limits.connections,
             retry_after=limits.retry_after,
             traffic=traffic,
+            control=ControlSettings(gateway.control, health_url, key) if gateway.control else None,
         )
 
     def write_endpoint(

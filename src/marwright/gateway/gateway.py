@@ -15,8 +15,8 @@ from marwright.errors import NotReadyError, PortTakenError, ServerDiedError, Ser
 from marwright.gateway.configuration import (
     ACCESS_LOG,
     ERROR_LOG,
-    WORKERS,
     Settings,
+    count_workers,
     draining_name,
     read_generation,
     render,
@@ -79,7 +79,9 @@ class Gateway:
         )
         gateway = cls(process, settled=True)
         try:
-            gateway._wait(lambda: len(gateway._list_workers()) == WORKERS, START_SECONDS, offset)
+            gateway._wait(
+                lambda: len(gateway._list_workers()) == count_workers(), START_SECONDS, offset
+            )
         except BaseException:
             process.end(keep_folder=True)
             raise
@@ -190,7 +192,7 @@ class Gateway:
                     "nginx did not take its new configuration; the old one serves on",
                     detail=_read_tail(self.folder / ERROR_LOG, offset),
                 )
-            return len(now) == WORKERS and not now & before
+            return len(now) == count_workers() and not now & before
 
         self._wait(is_replaced, CHANGE_SECONDS, offset)
 

@@ -29,6 +29,7 @@ from marwright.errors import (
     UsageError,
 )
 from marwright.gateway.configuration import Settings
+from marwright.gateway.control import Control
 from marwright.gateway.files import SiteFiles
 from marwright.gateway.gateway import Gateway
 from marwright.gateway.observation import Observation
@@ -94,6 +95,7 @@ class Site:
         self._gateway: Gateway | None = None
         self._traffic = Traffic()
         self._observation = Observation()
+        self._control = Control()
         self._obstacle = ""
         """Why the gateway could not be mended at the last look."""
         self._lock = threading.RLock()
@@ -206,6 +208,7 @@ class Site:
                 "/look": self.look,
                 "/observed": self.observe,
                 "/traffic": self.direct,
+                **self._control.answers,
             },
         )
 
@@ -233,6 +236,7 @@ class Site:
         self._wait_for_replica()
         self._begin_gateway()
         self._observation.open(files.folder, stack)
+        stack.enter_context(self._control.open(files.folder, self._tenure.name))
         endpoint = Endpoint.read(files.folder / "endpoint.json")
         self._tenure.settle(files.folder, endpoint.inference_url, self._health.url)
         stack.enter_context(announce(self._tenure.name, files.folder))
@@ -323,7 +327,13 @@ class Site:
 
     def _make_settings(self) -> Settings:
         """Return what the gateway is to be now."""
-        return self._found.make_settings(self.deployment, self._list_endpoints(), self._traffic)
+        return self._found.make_settings(
+            self.deployment,
+            self._list_endpoints(),
+            self._traffic,
+            health_url=self._health.url,
+            key=self._tenure.key,
+        )
 
     def _publish(self) -> None:
         """Say where clients find the gateway, as it is now."""

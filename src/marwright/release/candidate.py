@@ -45,6 +45,11 @@ class Candidate:
         """Model and version."""
         return self.model, self.version
 
+    def to_json(self) -> dict[str, Any]:
+        """Return what `--check --json` prints."""
+        keys = ("model", "version", "digest", "before", "before_archive", "workers")
+        return {"archive": self.path.name, **{key: getattr(self, key) for key in keys}}
+
 
 def find_archive(path: Path, target: Target) -> Path:
     """Return an archive's place; a bare name may stand for one of the store."""

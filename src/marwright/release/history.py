@@ -10,7 +10,7 @@ import contextlib
 import getpass
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -26,6 +26,7 @@ __all__ = [
     "Line",
     "make_line",
     "Standing",
+    "start_line",
     "tell_time",
     "tell_user",
 ]
@@ -112,10 +113,11 @@ class Standing:
 
 
 class History:
-    """The releases of one deployment."""
+    """The releases of one deployment; `hear` is told of each line that is added."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, hear: Callable[[Line], None] | None = None) -> None:
         self.path = path
+        self._hear = hear
 
     @contextlib.contextmanager
     def hold(self) -> Iterator[None]:
@@ -146,6 +148,8 @@ class History:
             stream.write(text.encode() + b"\n")
             stream.flush()
             os.fsync(stream.fileno())
+        if self._hear is not None:
+            self._hear(line)
         return line
 
     def read(self, model: str | None = None) -> list[Line]:
@@ -168,6 +172,13 @@ class History:
         for line in self.read(model):
             found.setdefault(line.release, []).append(line)
         return [Standing(lines[0], lines[-1]) for lines in found.values()]
+
+
+def start_line(model: str, version: str, **values: Any) -> Line:
+    """Return the line that a release begins with."""
+    now = tell_time()
+    release = f"{model}-{version}-{now}"
+    return Line(now, release, "begun", model, version, user=tell_user(), **values)
 
 
 def make_line(begun: Line, event: Event, **values: Any) -> Line:

@@ -17,15 +17,18 @@ from marwright.release.candidate import Candidate, digest_file
 from marwright.release.drain import drain
 from marwright.release.entries import remove_versions, write_default
 from marwright.release.gates import Verdict
-from marwright.release.history import Event, Line, make_line, tell_time, tell_user
+from marwright.release.history import Event, Line, make_line, start_line
+from marwright.release.lead import Lead
 from marwright.release.rollback import take_back
 from marwright.release.target import Target, find_version, list_files
 from marwright.release.trial import Trial
 from marwright.server.registration import register
 from marwright.server.samples import judge_sample
 
-__all__ = ["Release"]
+__all__ = ["KEEP", "MOVE", "Release"]
 
+MOVE, KEEP = "wait to move", "wait to keep"
+"""Steps of a release that is led from elsewhere: until others have got as far."""
 SAMPLE_SECONDS = 30.0
 
 Tell = Callable[[str], None]
@@ -37,14 +40,22 @@ class Release:
 
     `tell` hears of each decision in a line; `begun` is the first line of an interrupted release of
     the same archive, which is finished. Of what it passed only the registration is looked at again.
+    `lead` is who leads it, where that is done elsewhere.
     """
 
     def __init__(
-        self, target: Target, candidate: Candidate, *, tell: Tell, begun: Line | None = None
+        self,
+        target: Target,
+        candidate: Candidate,
+        *,
+        tell: Tell,
+        begun: Line | None = None,
+        lead: Lead | None = None,
     ) -> None:
         self._target = target
         self._candidate = candidate
         self._tell = tell
+        self._lead = lead
         self.begun = begun or target.history.add(_make_first(target, candidate))
         """The first line of its history."""
         self._trial = Trial(target, candidate, judge=self._judge)
@@ -65,6 +76,8 @@ class Release:
                     continue
                 self._note("step", name)
                 self._note("passed", name, figures=dict(step()))
+                if self._lead is not None:
+                    self._lead.check()
         except BaseException as exc:
             reason = str(exc) if isinstance(exc, Exception) else "it was interrupted"
             self._note("failed", name, reason=reason, figures=dict(self._figures))
@@ -78,7 +91,7 @@ class Release:
             line.step
             for line in self._target.history.read(self._candidate.model)
             if line.release == self.begun.release and line.event == "passed"
-        } - {"register"}
+        } - {"register", MOVE, KEEP}
 
     def _list_steps(self) -> Iterator[tuple[str, Callable[[], Figures]]]:
         yield "register", self._register
@@ -92,8 +105,12 @@ class Release:
                 yield "shadow", self._trial.shadow
             for share in self._target.settings.canary.steps:
                 yield f"canary {share:g} %", partial(self._trial.share, share)
+        if self._lead is not None:
+            yield MOVE, partial(self._wait, self._lead, "move")
         yield "default", self._set_default
         yield "drain", self._drain
+        if self._lead is not None:
+            yield KEEP, partial(self._wait, self._lead, "keep")
         yield "keep", self._keep
 
     def _register(self) -> Figures:
@@ -166,6 +183,12 @@ class Release:
         seconds = drain(self._target, self._candidate.model, "stable", most=most)
         return {"seconds": round(seconds, 2)}
 
+    def _wait(self, lead: Lead, word: str) -> Figures:
+        """Wait for a word of who leads."""
+        began = time.monotonic()
+        lead.wait_for(word)
+        return {"seconds": round(time.monotonic() - began, 2)}
+
     def _keep(self) -> Figures:
         """Unregister what is older than the versions to return to."""
         kept, gone = self._sort_earlier()
@@ -189,8 +212,10 @@ class Release:
         return earlier[:keep], earlier[keep:]
 
     def _judge(self, verdict: Verdict) -> None:
-        """Raise ReleaseError where a gate says no."""
+        """Raise ReleaseError where a gate says no, or who leads it."""
         self._figures = verdict.figures
+        if self._lead is not None:
+            self._lead.check()
         if verdict.problem:
             raise ReleaseError(
                 f"{self._candidate.model} {self._candidate.version} does not pass",
@@ -204,13 +229,8 @@ class Release:
 
 def _make_first(target: Target, candidate: Candidate) -> Line:
     """Return the line that a release begins with."""
-    now = tell_time()
-    return Line(
-        time=now,
-        release=f"{candidate.model}-{candidate.version}-{now}",
-        event="begun",
-        model=candidate.model,
-        version=candidate.version,
+    return start_line(
+        *candidate.key,
         before=candidate.before,
         archive=candidate.path.name,
         digest=candidate.digest,
@@ -218,7 +238,6 @@ def _make_first(target: Target, candidate: Candidate) -> Line:
         before_digest=_digest_before(target, candidate),
         deployment=target.deployment_digest,
         present=list(candidate.present),
-        user=tell_user(),
     )
 
 

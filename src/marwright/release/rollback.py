@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from marwright.archive.signature import signature_path
@@ -12,7 +12,7 @@ from marwright.errors import MarwrightError, ReleaseError
 from marwright.release.candidate import digest_file
 from marwright.release.drain import drain
 from marwright.release.entries import restore_default, write_default
-from marwright.release.history import Line, make_line
+from marwright.release.history import Line, Standing, make_line
 from marwright.release.target import Target, find_version, list_files, unstage
 from marwright.storage import translate_os_errors
 
@@ -108,14 +108,21 @@ def _remove_archive(target: Target, begun: Line) -> None:
         signature_path(path).unlink(missing_ok=True)
 
 
-def roll_back(target: Target, model: str, *, reason: str, tell: Tell) -> Line:
+def roll_back(
+    target: Target, model: str, *, reason: str, tell: Tell, digest: str | None = None
+) -> Line | None:
     """Return to the version that was the default before the last release; quick, no gates.
+
+    `digest`: only where it was a release of that archive, which may be back already: then nothing
+    is done, and None returned.
 
     Raises:
         ReleaseError: there is nothing to return to; or the default is back, and deploy.yaml could
             not be brought to say so.
     """
     standings = target.history.list_standings(model)
+    if digest is not None and not _is_last(standings, digest):
+        return None
     open_ones = [item for item in standings if item.is_open]
     if open_ones:
         take_back(target, open_ones[-1].begun, reason=reason, tell=tell)
@@ -135,6 +142,24 @@ def roll_back(target: Target, model: str, *, reason: str, tell: Tell) -> Line:
     if problem is not None:
         raise problem
     return line
+
+
+def _is_last(standings: Sequence[Standing], digest: str) -> bool:
+    """Whether a release of an archive is in force, or stands open.
+
+    Raises:
+        ReleaseError: another one came after it.
+    """
+    own = [n for n, item in enumerate(standings) if item.begun.digest == digest]
+    if not own or standings[own[-1]].last.event in {"returned", "rolled back"}:
+        return False
+    for later in standings[own[-1] + 1 :]:
+        if later.is_open or later.last.event == "released":
+            raise ReleaseError(
+                f"{later.begun.model} {later.begun.version} was released after it",
+                remedy="see what was released: marwright releases",
+            )
+    return True
 
 
 def _find_released(target: Target, model: str) -> Line:

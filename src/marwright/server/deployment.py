@@ -240,8 +240,29 @@ class GatewaySettings(BaseModel):
     """The address; only predictions, explanations and /ping are let through."""
     tokens: Path | None = None
     """Bearer tokens of its clients, one a line; one is made for each start where not said."""
+    control: Path | None = None
+    """Bearer tokens of those who may release from another machine, one a line; nobody may where
+    not said."""
 
-    @field_validator("tokens")
+    @field_validator("tokens", "control")
+    @classmethod
+    def _resolve(cls, path: Path | None, info: ValidationInfo) -> Path | None:
+        return path and _place(path, info)
+
+
+class ServerSettings(BaseModel):
+    """One server of a fleet: a gateway elsewhere, which `marwright release` moves with others."""
+
+    model_config = _STRICT
+
+    url: str = Field(pattern=r"^https?://[^/?#\s@]+/?$")
+    """Its gateway's address; https, but for loopback."""
+    token: Path
+    """A file with one of the tokens of its gateway.control."""
+    authority: Path | None = None
+    """PEM of what its certificate is checked by; the system's where not said."""
+
+    @field_validator("token", "authority")
     @classmethod
     def _resolve(cls, path: Path | None, info: ValidationInfo) -> Path | None:
         return path and _place(path, info)
@@ -363,6 +384,12 @@ class ReleaseSettings(BaseModel):
     """How long the old version may go on to answer what it holds."""
     keep: int = Field(default=1, ge=1, le=16)
     """How many earlier versions stay registered, to return to."""
+    order: Literal["one by one", "all at once"] = "one by one"
+    """How the servers of a fleet move: each after the one before; or together, once all have
+    passed their gates."""
+    lease_seconds: float = Field(default=30.0, ge=5, le=3600)
+    """How long a server of a fleet goes on without a word of who leads the release; then it takes
+    itself back."""
 
 
 class Deployment(BaseModel):
@@ -382,6 +409,8 @@ class Deployment(BaseModel):
     """What stands in front; true: with its defaults."""
     replicas: int = Field(default=1, ge=1, le=64)
     """How many servers share the gateway's requests, each with all of the models."""
+    servers: list[ServerSettings] | None = None
+    """A fleet: gateways that `marwright release` moves together; the file serves nothing itself."""
     limits: LimitSettings = LimitSettings()
     access: AccessSettings = AccessSettings()
     tls: TlsFiles | Literal["development"] | None = None

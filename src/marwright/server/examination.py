@@ -9,8 +9,10 @@ import re
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
@@ -26,6 +28,7 @@ from marwright.server.wanted import Wanted, read_wanted
 __all__ = ["BEARER_TOKEN", "examine", "examine_rest"]
 
 Keys = list[str | int]
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 SHOWN = 5
 """Archives of the store that are named in place of a missing one."""
 
@@ -48,7 +51,8 @@ def examine(
     some of its entries were left out.
     """
     found = [
-        *_check_store(deployment, trusted),
+        *_check_fleet(deployment),
+        *(() if deployment.servers is not None else _check_store(deployment, trusted)),
         *_check_access(deployment),
         *_check_gateway(deployment),
         *_check_tls(deployment),
@@ -131,6 +135,32 @@ def _move(keys: Keys, places: Sequence[int]) -> Keys:
     """Return keys with a model's number as it stands in the document."""
     group, *rest = keys
     return [group, places[int(rest[0])], *rest[1:]] if group == "models" and rest else keys
+
+
+def _check_fleet(deployment: Deployment) -> Iterator[tuple[Keys, str]]:
+    """Check the servers that are released to, and what goes not with them."""
+    servers = deployment.servers
+    if servers is None:
+        return
+    if not servers:
+        yield ["servers"], "names none"
+    seen: dict[str, int] = {}
+    for number, server in enumerate(servers):
+        url = urlsplit(server.url)
+        try:
+            local = url.hostname == "localhost" or ip_address(url.hostname or "").is_loopback
+        except ValueError:
+            local = False
+        if url.scheme == "http" and not local:
+            text = "would be told its token where others can read it: https, or loopback"
+            yield ["servers", number, "url"], text
+        if seen.setdefault(url.netloc, number) != number:
+            yield ["servers", number, "url"], f"is the server {seen[url.netloc]} too"
+        yield from _check_tokens(server.token, ["servers", number, "token"])
+        if server.authority is not None and not server.authority.is_file():
+            yield ["servers", number, "authority"], f"there is no file {server.authority}"
+    for key in sorted({"gateway", "models", "replicas"} & deployment.model_fields_set):
+        yield [key], "is said by each server's own deploy.yaml, not beside servers"
 
 
 def _check_store(deployment: Deployment, trusted: Collection[str]) -> Iterator[tuple[Keys, str]]:
@@ -230,11 +260,15 @@ def _check_gateway(deployment: Deployment) -> Iterator[tuple[Keys, str]]:
     except MarwrightError as exc:
         yield ["gateway"], str(exc)
     if gateway.tokens is not None:
-        yield from _check_tokens(gateway.tokens)
+        yield from _check_tokens(gateway.tokens, ["gateway", "tokens"])
+    if gateway.control is not None:
+        yield from _check_tokens(gateway.control, ["gateway", "control"])
+        if deployment.tls is None and gateway.host not in LOOPBACK:
+            text = "would let others read the tokens at this host: it takes tls"
+            yield ["gateway", "control"], text
 
 
-def _check_tokens(path: Path) -> Iterator[tuple[Keys, str]]:
-    keys: Keys = ["gateway", "tokens"]
+def _check_tokens(path: Path, keys: Keys) -> Iterator[tuple[Keys, str]]:
     try:
         lines = path.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as exc:
