@@ -81,16 +81,21 @@ def restart(
 ) -> None:
     """Start a server again, with its configuration as it is now; return once it is ready.
 
-    Nobody is answered meanwhile: it is one server. What can change without that: marwright apply.
+    Of replicas behind a gateway one after the other; a server alone answers nobody meanwhile. What
+    can change without that: marwright apply.
     """
     from marwright.server.deployment import Deployment
+    from marwright.server.registry import list_replicas
     from marwright.server.supervision.inspection import restart_server
 
     record = _find(name)
     if record.config:
         Deployment.parse(Path(record.config))  # a mistake in it is said before anything is done
     seconds = restart_server(record, timeout=timeout)
-    say(f"restarted {record.name}; it was away for {seconds:.1f} s")
+    if replicas := len(list_replicas(record)):
+        say(f"restarted {record.name}, {replicas} replicas in turn; it took {seconds:.1f} s")
+    else:
+        say(f"restarted {record.name}; it was away for {seconds:.1f} s")
 
 
 def _find(name: str | None) -> Record:

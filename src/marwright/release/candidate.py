@@ -12,9 +12,10 @@ from marwright.archive.checks.samples import Sample
 from marwright.archive.digests import digest_stream
 from marwright.archive.reader import read_manifest
 from marwright.errors import ClientError, MarwrightError, ModelNotFoundError, ReleaseError
-from marwright.release.entries import is_listed
+from marwright.release.entries import is_listed, read_entry
 from marwright.release.history import Line, Place
 from marwright.release.target import Target, find_version, list_files
+from marwright.server.deployment import ModelEntry
 from marwright.server.samples import read_samples
 from marwright.storage import translate_os_errors
 
@@ -36,6 +37,8 @@ class Candidate:
     """The file name of that one."""
     workers: int
     """How many the default version has, and the candidate is to have."""
+    entry: ModelEntry
+    """What deploy.yaml says of the default version but for workers, or of this archive by now."""
     samples: tuple[tuple[Any, Sample], ...]
     present: tuple[Place, ...]
     """Where it is already."""
@@ -95,13 +98,15 @@ def examine(path: Path, target: Target, *, begun: Line | None = None) -> Candida
     client = target.clients[0]
     now = client.models.describe(key[0])
     before = begun.before if begun else now.version
+    before_archive = list_files(client, key[0]).get(before, "")
     return Candidate(
         path,
         *key,
         digest=digest_file(path),
         before=before,
-        before_archive=list_files(client, key[0]).get(before, ""),
+        before_archive=before_archive,
         workers=max(1, now.min_workers),
+        entry=read_entry(target, path.name, like=before_archive),
         samples=tuple(read_samples(path)),
         present=tuple(_list_places(path, key, target)),
     )
@@ -146,6 +151,9 @@ def _check_servers(
 ) -> Iterator[str]:
     """Yield what the servers have against it, each problem once."""
     problems: dict[str, None] = {}
+    away = target.replicas - len(target.clients)
+    if away > 0:
+        problems[f"of {target.replicas} replicas {away} is away: marwright status"] = None
     for client in target.clients:
         try:
             if client.models.describe(key[0]).version == key[1] and begun is None:

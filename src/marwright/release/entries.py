@@ -6,10 +6,10 @@ from collections.abc import Collection
 from typing import Any
 
 from marwright.release.target import Target
-from marwright.server.deployment import Deployment
+from marwright.server.deployment import Deployment, ModelEntry
 from marwright.server.revision import find_entry, remove_entry, revise, set_default, set_entry
 
-__all__ = ["is_listed", "remove_versions", "restore_default", "write_default"]
+__all__ = ["is_listed", "read_entry", "remove_versions", "restore_default", "write_default"]
 
 
 def is_listed(target: Target, archive: str) -> bool:
@@ -20,16 +20,31 @@ def is_listed(target: Target, archive: str) -> bool:
     return any(entry.archive == archive for entry in deployment.list_entries())
 
 
-def write_default(target: Target, archive: str, versions: Collection[str], *, workers: int) -> None:
+def read_entry(target: Target, archive: str, *, like: str) -> ModelEntry:
+    """Return what deploy.yaml says of an archive, or else of another one, but for workers."""
+    entries = {}
+    if target.path is not None:
+        deployment, _ = Deployment.parse(target.path)
+        entries = {entry.archive: entry for entry in deployment.list_entries()}
+    found = entries.get(archive) or entries.get(like)
+    values = found.model_dump(exclude_unset=True) if found else {}
+    kept = {key: value for key, value in values.items() if key not in {"default", "workers"}}
+    return ModelEntry(**{**kept, "archive": archive})
+
+
+def write_default(
+    target: Target, entry: ModelEntry, versions: Collection[str], *, workers: int
+) -> None:
     """Make an archive the default one, with an entry of its own if it has none, and apply that.
 
     `versions`: the archives of all versions of its model.
     """
 
     def change(document: dict[str, Any]) -> None:
-        if find_entry(document, archive) is None:
-            set_entry(document, archive, {"workers": workers})
-        set_default(document, archive, versions)
+        if find_entry(document, entry.archive) is None:
+            values = entry.model_dump(mode="json", exclude_unset=True, exclude={"archive"})
+            set_entry(document, entry.archive, {"workers": workers, **values})
+        set_default(document, entry.archive, versions)
 
     _revise(target, change)
 

@@ -133,7 +133,13 @@ class Release:
         store, path = self._target.store, self._candidate.path
         if store is not None and (store / path.name).exists():
             path = store / path.name  # by now: of what stands there no server gets another copy
-        register(client, path, workers=self._candidate.workers, store=store)
+        register(
+            client,
+            path,
+            workers=self._candidate.workers,
+            store=store,
+            entry=self._candidate.entry,
+        )
 
     def _warm_up(self) -> Figures:
         """Send samples to each worker before anybody waits for its first answers."""
@@ -170,7 +176,7 @@ class Release:
         files = list_files(self._target.clients[0], self._candidate.model)
         write_default(
             self._target,
-            self._candidate.path.name,
+            self._candidate.entry,
             list(files.values()),
             workers=self._candidate.workers,
         )

@@ -11,7 +11,7 @@ from marwright.client import Client
 from marwright.errors import MarwrightError, ReleaseError
 from marwright.release.candidate import digest_file
 from marwright.release.drain import drain
-from marwright.release.entries import restore_default, write_default
+from marwright.release.entries import read_entry, restore_default, write_default
 from marwright.release.history import Line, Standing, make_line
 from marwright.release.target import Target, find_version, list_files, unstage
 from marwright.storage import translate_os_errors
@@ -189,7 +189,8 @@ def _follow(target: Target, begun: Line, tell: Tell) -> MarwrightError | None:
             _restore_archive(client, target.store, archive, begun.before_digest)
             tell(f"{archive} was missing in the store; put back from what the server reads")
         workers = client.models.describe(begun.model).min_workers
-        write_default(target, archive, list(files.values()), workers=workers)
+        entry = read_entry(target, archive, like=begun.archive)
+        write_default(target, entry, list(files.values()), workers=workers)
     except MarwrightError as exc:
         return exc
     return None

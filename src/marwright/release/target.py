@@ -47,6 +47,8 @@ class Target:
     """The supervisor, where there is one of ours."""
     gateway: Client | None = None
     """What clients use, where a gateway splits traffic."""
+    replicas: int = 1
+    """How many servers there are to be."""
 
     @property
     def store(self) -> Path | None:
@@ -135,7 +137,7 @@ def open_target(
             return
         record = _find_record(to)
         path = Path(record.config) if record.config else None
-        settings = Deployment.parse(path)[0].releases if path else ReleaseSettings()
+        deployment = Deployment.parse(path)[0] if path else None
         folder = Path(record.run_folder)
         parts = _list_parts(record)
         clients = [stack.enter_context(Client(Endpoint.read(part))) for part in parts]
@@ -146,7 +148,8 @@ def open_target(
         yield Target(
             name=record.name,
             clients=tuple(clients),
-            settings=settings,
+            settings=deployment.releases if deployment else ReleaseSettings(),
+            replicas=deployment.replicas if deployment else 1,
             history=History(history or kept),
             path=path,
             record=record,

@@ -42,12 +42,18 @@ LOG_SECONDS = 3.0
 
 
 def register(
-    client: Client, archive: Path, *, workers: int = 1, store: Path | None = None
+    client: Client,
+    archive: Path,
+    *,
+    workers: int = 1,
+    store: Path | None = None,
+    entry: ModelEntry | None = None,
 ) -> ModelVersion:
     """Check an archive, bring it into the server's store, register it, wait for its workers.
 
     It must fulfil the policy that the server was started with, or that its store holds. `store` is
-    needed only where the client's endpoint does not say it.
+    needed only where the client's endpoint does not say it. `entry` are settings beside the
+    archive's own, which take a server of ours.
 
     Raises:
         ArchiveError: it is broken, or the policy refuses it; the server was not asked.
@@ -70,8 +76,9 @@ def register(
     staged = False
     try:
         if staging is not None:
-            wanted = read_wanted(Deployment(store=store), ModelEntry(archive=archive.name))
-            if archive.name not in staging.list_unchanged([wanted]):
+            entry = entry or ModelEntry(archive=archive.name)
+            wanted = read_wanted(Deployment(store=store), entry)
+            if wanted.changes or archive.name not in staging.list_unchanged([wanted]):
                 staging.stage(wanted)
                 staged = True
         return start_version(client, archive.name, (manifest.name, manifest.version), workers)
