@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from marwright.errors import ConfigurationError, NotReadyError, ReleaseError, UsageError
-from marwright.gateway.configuration import UPLOADS, ControlSettings, Settings, render
+from marwright.gateway.configuration import Settings, render
 from marwright.gateway.control import Control
+from marwright.gateway.control_routes import UPLOADS, ControlSettings
 
 TOKEN = "c" * 32
 BEARER = f"Bearer {TOKEN}"

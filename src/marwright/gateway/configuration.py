@@ -19,6 +19,11 @@ from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
 from marwright.errors import ConfigurationError
+from marwright.gateway.control_routes import (
+    ControlSettings,
+    render_control,
+    render_control_tokens,
+)
 from marwright.gateway.directives import (
     quote_path,
     quote_text,
@@ -29,15 +34,12 @@ from marwright.gateway.directives import (
 from marwright.gateway.tokens import check_token, read_tokens, render_tokens
 from marwright.gateway.traffic import NAME, Split, Traffic, quote_version
 from marwright.server.launch import count_cores
-from marwright.server.registry import KEY_HEADER
 
-__all__ = ["ControlSettings", "count_workers", "read_generation", "render", "Settings", "UPLOADS"]
+__all__ = ["count_workers", "read_generation", "render", "Settings"]
 
 ACCESS_LOG = "access.log"
 ERROR_LOG = "error.log"
 CAPTURE_SOCKET = "capture.sock"
-UPLOADS = "uploads"
-"""The folder of the run folder that whoever has a control token puts archives into."""
 CORES = 4
 """Of the machine's, for each worker of nginx: TorchServe takes ten times what nginx does."""
 FALLBACK_STATUSES = (404, 500, 502, 503, 504, 507)
@@ -51,26 +53,10 @@ MEMORY_BYTES = 1 << 20
 CLIENT_IDLE_SECONDS = 75
 PROBLEMS = (400, 401, 403, 404, 405, 408, 411, 413, 414, 429, 500, 501, 502, 503, 504, 505)
 """The errors that nginx itself answers; its own 494 to 497 are 400 to clients."""
-ARCHIVE_BYTES = "8g"
-"""Largest archive that is uploaded."""
-CONTROL_SECONDS = 180
-SHORTEST_CONTROL_TOKEN = 20
 TURNED_AWAY = 599
 """In place of 503 where that would mean that a candidate failed; clients get 503."""
 PART = r"[^/\x00-\x1f\x7f]+"
 """Any name in a path; TorchServe decodes once, as nginx does."""
-
-
-@dataclass(frozen=True)
-class ControlSettings:
-    """Who may release from elsewhere, and whom their requests are handed to."""
-
-    tokens: Path
-    """A file of accepted bearer tokens, one a line; those of clients are not among them."""
-    url: str
-    """The site's own endpoints, on loopback."""
-    key: str
-    """Sent there as KEY_HEADER."""
 
 
 @dataclass(frozen=True)
@@ -207,7 +193,7 @@ def _render_http(settings: Settings) -> Iterator[str]:
     if settings.client_tokens is not None:
         yield from render_tokens(read_tokens(settings.client_tokens), "authorized")
     if settings.control is not None:
-        yield from render_tokens(_read_control_tokens(settings), "controls")
+        yield from render_control_tokens(settings.control, settings.client_tokens)
     yield from _render_splits(settings.traffic.splits)
     yield _render_replicas(settings)
 
@@ -229,29 +215,6 @@ def _render_log() -> str:
     pairs = [f'"{name}":{value}' for name, value in numbers.items()]
     pairs += [f'"{name}":"{value}"' for name, value in texts.items()]
     return "log_format accesses escape=json '{" + ",".join(pairs) + "}';"
-
-
-def _read_control_tokens(settings: Settings) -> list[str]:
-    """Return the tokens of those who may release.
-
-    Raises:
-        ConfigurationError: a client has one of them too, or one is short.
-    """
-    assert settings.control is not None  # who asks has one
-    tokens = read_tokens(settings.control.tokens)
-    clients = read_tokens(settings.client_tokens) if settings.client_tokens else []
-    if set(tokens) & set(clients):
-        raise ConfigurationError(
-            f"{settings.control.tokens} has a token of the clients",
-            remedy="give those who may release tokens of their own",
-        )
-    if min(map(len, tokens)) < SHORTEST_CONTROL_TOKEN:
-        raise ConfigurationError(
-            f"{settings.control.tokens} has a token that could be guessed",
-            expected=f"{SHORTEST_CONTROL_TOKEN} characters or more",
-            remedy="make one: openssl rand -hex 32",
-        )
-    return tokens
 
 
 def _render_splits(splits: Sequence[Split]) -> Iterator[str]:
@@ -409,34 +372,8 @@ def _render_routes(settings: Settings) -> Iterator[str]:
     yield _guard(settings, f'~ "^/v1/models/(?<model>{PART}):(predict|explain)$"', *passed)
     yield _guard(settings, f'~ "^/v2/models/(?<model>{PART})/(infer|explain)$"', *passed)
     if settings.control is not None:
-        yield from _render_control(settings.control)
+        yield from render_control(settings.control)
     yield write_block("location /", "return 404;")
-
-
-def _render_control(control: ControlSettings) -> Iterator[str]:
-    """Return where archives are put, and where words of a release go: gateway/control.py."""
-    token = write_block("if ($controls = '')", "return 401;")
-    yield write_block(
-        f'location ~ "^/control/archives/(?<file>{NAME}[.]mar(?:[.]sig)?)$"',
-        token,
-        write_block("limit_except PUT", "deny all;"),
-        f"client_max_body_size {ARCHIVE_BYTES};",
-        "dav_methods PUT;",
-        f"alias {UPLOADS}/$file;",
-    )
-    yield write_block(
-        'location ~ "^/control/(?<operation>check|begin|say)$"',
-        token,
-        write_block("limit_except POST", "deny all;"),
-        "client_max_body_size 64k;",
-        f"proxy_pass {control.url}/control/$operation;",
-        "proxy_set_header Host localhost;",
-        'proxy_set_header Connection "";',
-        'proxy_set_header Authorization "";',
-        f"proxy_set_header {KEY_HEADER} {quote_text(control.key)};",
-        "proxy_next_upstream off;",
-        f"proxy_read_timeout {CONTROL_SECONDS}s;",
-    )
 
 
 def _guard(settings: Settings, pattern: str, *lines: str) -> str:

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from marwright.archive.digests import digest_stream
 from marwright.archive.signature import signature_path
 from marwright.errors import MarwrightError, NotReadyError, ReleaseError, UsageError
-from marwright.gateway.configuration import UPLOADS
+from marwright.gateway.control_routes import UPLOADS
 from marwright.gateway.traffic import NAME
 from marwright.storage import translate_os_errors
 

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from marwright.client import Endpoint
 from marwright.errors import NoServerError
-from marwright.gateway.configuration import UPLOADS, ControlSettings, Settings
+from marwright.gateway.configuration import Settings
+from marwright.gateway.control_routes import UPLOADS, ControlSettings
 from marwright.gateway.traffic import Traffic
 from marwright.server.certificate import Certificate, make_certificate
 from marwright.server.deployment import Deployment, GatewaySettings, TlsFiles

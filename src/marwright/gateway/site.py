@@ -32,10 +32,9 @@ from marwright.gateway.configuration import Settings
 from marwright.gateway.control import Control
 from marwright.gateway.files import SiteFiles
 from marwright.gateway.gateway import Gateway
-from marwright.gateway.observation import Observation
 from marwright.gateway.overview import SiteStatus, describe_replicas, join_versions
 from marwright.gateway.replica import Replica, end_left
-from marwright.gateway.traffic import Split, Traffic
+from marwright.gateway.splits import Splits
 from marwright.server.change import Change, list_changes
 from marwright.server.deployment import Deployment, GatewaySettings
 from marwright.server.launch import count_cores
@@ -93,13 +92,12 @@ class Site:
         self._files: SiteFiles | None = None
         self._replicas: list[Replica] = []
         self._gateway: Gateway | None = None
-        self._traffic = Traffic()
-        self._observation = Observation()
         self._control = Control()
         self._obstacle = ""
         """Why the gateway could not be mended at the last look."""
         self._lock = threading.RLock()
         """Held by whoever changes the gateway, for seconds."""
+        self._splits = Splits(self._change_gateway, lock=self._lock)
         self._status_lock = threading.Lock()
         self._work = threading.Lock()
         """Held by whoever changes the replicas, one after the other; for minutes."""
@@ -167,35 +165,6 @@ class Site:
         self._note()
         return self._status.to_json()
 
-    def direct(self, asked: Any) -> dict[str, Any]:
-        """Set a model's split, or with {"model": NAME} alone take it away; return all splits.
-
-        `asked` None changes nothing. It is in use once this returns, and outlives the site's own
-        death.
-
-        Raises:
-            UsageError: it is no split.
-        """
-        if asked is None:
-            return dataclasses.asdict(self._traffic)
-        with self._lock:
-            traffic = self._traffic.without(_read_model(asked))
-            if len(asked) > 1:
-                split = _read_split(asked)
-                traffic = traffic.with_split(split)
-                self._observation.watch(split)
-            self._change(traffic)
-            return dataclasses.asdict(self._traffic)
-
-    def observe(self, asked: Any) -> dict[str, Any]:
-        """Return what both versions of a model's split answered since it was first set.
-
-        `asked` {"model": NAME, "since": COUNT} leaves out what earlier calls had; with "captured"
-        the copied requests are handed over too.
-        """
-        model = _read_model(asked)
-        return self._observation.tell(model, asked.get("since"), bool(asked.get("captured")))
-
     def _open_health(self) -> Health:
         return open_health(
             lambda: self._status,
@@ -206,8 +175,7 @@ class Site:
                 "/apply": self.apply,
                 "/current": lambda _: {"current": self.is_current()},
                 "/look": self.look,
-                "/observed": self.observe,
-                "/traffic": self.direct,
+                **self._splits.answers,
                 **self._control.answers,
             },
         )
@@ -229,13 +197,11 @@ class Site:
             self._check_port()
         self._open_journal(files.folder)
         self._tenure.note(files.folder)
-        self._traffic = files.read_traffic()
-        for split in self._traffic.splits:
-            self._observation.watch(split)
+        self._splits.take(files)
         self._fit(self.deployment)
         self._wait_for_replica()
         self._begin_gateway()
-        self._observation.open(files.folder, stack)
+        stack.enter_context(self._splits.observe_gateway(files.folder))
         stack.enter_context(self._control.open(files.folder, self._tenure.name))
         endpoint = Endpoint.read(files.folder / "endpoint.json")
         self._tenure.settle(files.folder, endpoint.inference_url, self._health.url)
@@ -330,7 +296,7 @@ class Site:
         return self._found.make_settings(
             self.deployment,
             self._list_endpoints(),
-            self._traffic,
+            self._splits.traffic,
             health_url=self._health.url,
             key=self._tenure.key,
         )
@@ -347,7 +313,7 @@ class Site:
             replica.ask()
             if replica.is_due(self.deployment.supervision.longest_pause):
                 replica.start(threads=self._threads, linger=self._linger)
-        self._observation.read()
+        self._splits.look()
         try:
             with self._lock:
                 self._mend_gateway()
@@ -383,16 +349,9 @@ class Site:
             started=self._status.started or ready,
         )
 
-    def _change(self, traffic: Traffic) -> None:
-        """Bring another traffic into use, and keep it for whoever adopts this site."""
-        assert self._gateway is not None  # control begins after it
-        before, self._traffic = self._traffic, traffic
-        try:
-            self._gateway.change(self._make_settings())
-        except MarwrightError:
-            self._traffic = before
-            raise
-        self._found.write_traffic(traffic)
+    def _change_gateway(self) -> None:
+        assert self._gateway is not None  # splits are set after it has begun
+        self._gateway.change(self._make_settings())
 
     def _obey(self, seconds: float) -> None:
         """Do what signals asked for, or wait."""
@@ -520,18 +479,3 @@ def _stop_all(replicas: list[Replica]) -> None:
 def _describe(server: str, change: Change) -> dict[str, Any]:
     steps = [step.to_json() for step in change.plan.steps]
     return {"server": server, "plan": steps, "restart": list(change.restart)}
-
-
-def _read_model(asked: Any) -> str:
-    """Return which model is meant; raises UsageError where none is named."""
-    if not isinstance(asked, dict) or not isinstance(asked.get("model"), str):
-        raise UsageError("no model is named", expected='{"model": NAME, ...}')
-    return str(asked["model"])
-
-
-def _read_split(asked: dict[str, Any]) -> Split:
-    """Return the split that is meant; raises UsageError where it is none."""
-    try:
-        return Split(**asked)
-    except TypeError as exc:
-        raise UsageError("no such split is possible", found=str(exc)) from exc

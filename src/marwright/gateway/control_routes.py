@@ -1,0 +1,84 @@
+"""What nginx lets through to a site from who leads releases elsewhere: see control.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from marwright.errors import ConfigurationError
+from marwright.gateway.directives import quote_text, write_block
+from marwright.gateway.tokens import read_tokens, render_tokens
+from marwright.gateway.traffic import NAME
+from marwright.server.registry import KEY_HEADER
+
+__all__ = ["ControlSettings", "render_control", "render_control_tokens", "UPLOADS"]
+
+UPLOADS = "uploads"
+"""The folder of the run folder that whoever has a control token puts archives into."""
+ARCHIVE_BYTES = "8g"
+"""Largest archive that is uploaded."""
+ANSWER_SECONDS = 180
+SHORTEST_TOKEN = 20
+
+
+@dataclass(frozen=True)
+class ControlSettings:
+    """Who may release from elsewhere, and whom their requests are handed to."""
+
+    tokens: Path
+    """A file of accepted bearer tokens, one a line; those of clients are not among them."""
+    url: str
+    """The site's own endpoints, on loopback."""
+    key: str
+    """Sent there as KEY_HEADER."""
+
+
+def render_control_tokens(control: ControlSettings, clients: Path | None) -> Iterator[str]:
+    """Return the maps that set $controls where a request brings a token of those who may release.
+
+    `clients` is the file of the clients' tokens.
+
+    Raises:
+        ConfigurationError: a client has one of them too, or one is short.
+    """
+    tokens = read_tokens(control.tokens)
+    known = read_tokens(clients) if clients else []
+    if set(tokens) & set(known):
+        raise ConfigurationError(
+            f"{control.tokens} has a token of the clients",
+            remedy="give those who may release tokens of their own",
+        )
+    if min(map(len, tokens)) < SHORTEST_TOKEN:
+        raise ConfigurationError(
+            f"{control.tokens} has a token that could be guessed",
+            expected=f"{SHORTEST_TOKEN} characters or more",
+            remedy="make one: openssl rand -hex 32",
+        )
+    yield from render_tokens(tokens, "controls")
+
+
+def render_control(control: ControlSettings) -> Iterator[str]:
+    """Return where archives are put, and where words of a release go."""
+    token = write_block("if ($controls = '')", "return 401;")
+    yield write_block(
+        f'location ~ "^/control/archives/(?<file>{NAME}[.]mar(?:[.]sig)?)$"',
+        token,
+        write_block("limit_except PUT", "deny all;"),
+        f"client_max_body_size {ARCHIVE_BYTES};",
+        "dav_methods PUT;",
+        f"alias {UPLOADS}/$file;",
+    )
+    yield write_block(
+        'location ~ "^/control/(?<operation>check|begin|say)$"',
+        token,
+        write_block("limit_except POST", "deny all;"),
+        "client_max_body_size 64k;",
+        f"proxy_pass {control.url}/control/$operation;",
+        "proxy_set_header Host localhost;",
+        'proxy_set_header Connection "";',
+        'proxy_set_header Authorization "";',
+        f"proxy_set_header {KEY_HEADER} {quote_text(control.key)};",
+        "proxy_next_upstream off;",
+        f"proxy_read_timeout {ANSWER_SECONDS}s;",
+    )
