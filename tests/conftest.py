@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import yaml
 from PIL import Image
+from tests.loads import PATIENCE, Load, Reports, keep_loads
 
 from marwright.archive import Packed, Run, pack_run
 from marwright.errors import ServerError
@@ -31,12 +32,49 @@ BOOT_SECONDS = 150.0
 """Generous: other tests may have the machine."""
 
 
-def wait_until(is_true: Callable[[], Any], *, timeout: float = BOOT_SECONDS) -> Any:
+def wait_until(
+    is_true: Callable[[], Any], *, timeout: float = BOOT_SECONDS, what: str = "what was awaited"
+) -> Any:
     deadline = time.monotonic() + timeout
     while not (value := is_true()):
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.1)
+        assert time.monotonic() < deadline, f"not within {timeout:g} s: {what}"
+        time.sleep(0.05)
     return value
+
+
+def start_serving(
+    deploy: Path, errors: Path, env: dict[str, str] | None = None
+) -> tuple[subprocess.Popen[str], dict[str, Any]]:
+    """Start `marwright serve`; return it and the line that it prints once it serves.
+
+    What it writes to stderr is appended to `errors`, which a failure shows.
+    """
+    command = [sys.executable, "-m", "marwright", "serve", "--json", "--deploy", str(deploy)]
+    began = errors.stat().st_size if errors.exists() else 0
+    with errors.open("ab") as stream:
+        process = subprocess.Popen(
+            command, cwd=deploy.parent, stdout=subprocess.PIPE, stderr=stream, text=True, env=env
+        )
+    assert process.stdout is not None
+    try:
+        line = process.stdout.readline()
+        assert line, errors.read_bytes()[began:].decode()
+        return process, json.loads(line)
+    except BaseException:
+        end_serving(process)
+        raise
+
+
+def end_serving(process: subprocess.Popen[str]) -> None:
+    """End what `start_serving` started, also where it has ended by itself or does not obey."""
+    process.terminate()
+    try:
+        process.wait(PATIENCE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    assert process.stdout is not None
+    process.stdout.close()
 
 
 class Served:
@@ -62,21 +100,14 @@ class Served:
 
     def start(self) -> dict[str, Any]:
         """Start it; return the line that it prints once it serves."""
-        if self.process is not None and self.process.stdout is not None:
-            self.process.stdout.close()
-        with self.errors.open("w") as errors:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "marwright", "serve", "--json"],
-                cwd=self.folder,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-            )
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        assert line, self.errors.read_text()
-        facts: dict[str, Any] = json.loads(line)
+        if self.process is not None:
+            end_serving(self.process)
+        self.process, facts = start_serving(self.config, self.errors)
         return facts
+
+    @property
+    def endpoint_file(self) -> Path:
+        return Path(find_record(self.name).run_folder) / "endpoint.json"
 
     def status(self) -> dict[str, Any]:
         record = find_record(self.name)
@@ -96,11 +127,7 @@ class Served:
 
     def end(self) -> None:
         if self.process is not None:
-            if self.process.poll() is None:
-                self.process.terminate()
-            self.process.wait(60)
-            assert self.process.stdout is not None
-            self.process.stdout.close()
+            end_serving(self.process)
         for record in list_records().values():
             stop_server(record, timeout=60)
 
@@ -155,6 +182,40 @@ def packed(tmp_path: Path, run: Run) -> Packed:
 def scan(run: Run) -> bytes:
     """The bytes of a PNG of one test scan."""
     return run.samples[0].path.read_bytes()
+
+
+@pytest.fixture
+def load(scan: bytes, tmp_path: Path) -> Iterator[Callable[[Any], Load]]:
+    """Return a function that begins a steady load on the cnn of what is served."""
+    image = tmp_path / "scan.png"
+    image.write_bytes(scan)
+    with keep_loads() as begin:
+        yield lambda served: begin(served.endpoint_file, image, "cnn")
+
+
+@pytest.fixture
+def record() -> Callable[..., None]:
+    """Return a function that keeps a fault's counts, where `make bench WHAT=faults` asks for them.
+
+    A fault whose rate was below 50 requests a second fails: it would prove nothing.
+    """
+
+    def keep(fault: str, reports: Reports, **facts: Any) -> None:
+        row = {"fault": fault, **reports["plain"], "client": reports["client"], **facts}
+        for report in reports.values():
+            assert report["rate"] >= 50, report
+            assert report["sent"] == report["answered"] + report["refused"] + report["lost"]
+        if target := os.environ.get("MARWRIGHT_FAULTS"):
+            with Path(target).open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(row) + "\n")
+
+    return keep
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark the tests that keep a fault's counts: `-m fault` runs these, slow ones too."""
+    if "record" in getattr(item, "fixturenames", ()):
+        item.add_marker("fault")
 
 
 @pytest.fixture(scope="session")

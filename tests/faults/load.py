@@ -14,6 +14,7 @@ import contextlib
 import itertools
 import json
 import signal
+import ssl
 import sys
 import time
 from collections import Counter
@@ -123,7 +124,10 @@ class PlainSender:
 
     async def __aenter__(self) -> Send:
         timeout = aiohttp.ClientTimeout(total=PATIENCE)
-        self._session = aiohttp.ClientSession(timeout=timeout)
+        certificate = self._endpoint.certificate
+        context = ssl.create_default_context(cafile=certificate) if certificate else True
+        connector = aiohttp.TCPConnector(ssl=context)
+        self._session = aiohttp.ClientSession(timeout=timeout, connector=connector)
         return self._send
 
     async def __aexit__(self, *_: object) -> None:
@@ -145,7 +149,7 @@ class PlainSender:
 
     def _read_token(self) -> str:
         if self._endpoint.gateway_token is not None:
-            return self._endpoint.gateway_token.read_text(encoding="ascii")
+            return self._endpoint.gateway_token.read_text(encoding="ascii").strip()
         if self._endpoint.key_file is not None:
             with contextlib.suppress(OSError, ValueError, KeyError):
                 text = self._endpoint.key_file.read_text(encoding="utf-8")

@@ -60,7 +60,6 @@ def test_an_archive_that_broke_on_disk_is_named_and_the_others_come_up(
     served.wait_until(
         lambda: served.list_versions() == {"cnn": [("1.0", 1, True)]}, "the good version"
     )
-    time.sleep(1)
     reports = traffic.finish()
     record("an archive corrupted on disk, then a restart", reports)
     assert reports["client"]["lost"] == 0

@@ -32,7 +32,6 @@ def test_of_a_killed_worker_the_client_sees_nothing(
             ),
             "two workers again",
         )
-    time.sleep(1)
     reports = traffic.finish()
     record("a worker killed with -9, twice", reports)
     assert reports["client"]["lost"] == 0

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.conftest import wait_until
 
 from marwright.gateway.accesses import Access, AccessLog
 from marwright.gateway.configuration import Settings
@@ -163,20 +164,7 @@ def ask() -> Callable[..., Response]:
 
 
 @pytest.fixture(scope="session")
-def wait_until() -> Callable[..., None]:
-    """Return a function that waits until something is so."""
-
-    def wait(is_true: Callable[[], object], *, timeout: float = 15.0) -> None:
-        deadline = time.monotonic() + timeout
-        while not is_true():
-            assert time.monotonic() < deadline, "it did not happen in time"
-            time.sleep(0.02)
-
-    return wait
-
-
-@pytest.fixture(scope="session")
-def read_accesses(wait_until: Callable[..., None]) -> Callable[[Gateway, int], list[Access]]:
+def read_accesses() -> Callable[[Gateway, int], list[Access]]:
     """Return a function that reads the first accesses; nginx writes them after the answers."""
 
     def read(gateway: Gateway, count: int) -> list[Access]:

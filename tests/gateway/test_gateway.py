@@ -18,6 +18,7 @@ from typing import Any
 
 import psutil
 import pytest
+from tests.conftest import wait_until
 
 from marwright.errors import (
     ConfigurationError,
@@ -165,7 +166,6 @@ def test_a_replica_that_is_killed_under_load_costs_no_request(
     settings: Settings,
     processes: Callable[[int], subprocess.Popen[bytes]],
     ask: Any,
-    wait_until: Any,
 ) -> None:
     ports = [Ports.find_free().inference for _ in range(2)]
     running = [processes(port) for port in ports]
@@ -192,7 +192,7 @@ def test_a_replica_that_is_killed_under_load_costs_no_request(
 
 
 def test_a_gateway_whose_holder_was_killed_is_adopted(
-    settings: Settings, tmp_path: Path, replica: Any, ask: Any, shift: Any, wait_until: Any
+    settings: Settings, tmp_path: Path, replica: Any, ask: Any, shift: Any
 ) -> None:
     folder = tmp_path / "gateway"
     command = [sys.executable, "-c", HOLDER, str(folder), str(settings.port), replica.url]
@@ -216,7 +216,7 @@ def test_a_gateway_whose_holder_was_killed_is_adopted(
 
 
 def test_stopping_answers_what_it_holds(
-    start: Any, settings: Settings, replica: Any, ask: Any, wait_until: Any
+    start: Any, settings: Settings, replica: Any, ask: Any
 ) -> None:
     gateway = start(settings)
     replica.answer = lambda asked: replica.Answer(seconds=0.5)
@@ -243,9 +243,7 @@ def test_all_it_writes_is_its_owners_alone(start: Any, settings: Settings, ask: 
     assert (gateway.folder / "output.log").read_text() == ""
 
 
-def test_an_end_of_its_own_is_told(
-    start: Any, settings: Settings, wait_until: Any, shift: Any
-) -> None:
+def test_an_end_of_its_own_is_told(start: Any, settings: Settings, shift: Any) -> None:
     gateway = start(settings)
     psutil.Process(gateway.pid).send_signal(signal.SIGKILL)
     wait_until(lambda: gateway.exit_status is not None)

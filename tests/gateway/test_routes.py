@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.conftest import wait_until
 
 from marwright.gateway.accesses import list_tries
 from marwright.gateway.capture import Capture
@@ -268,7 +269,7 @@ def test_replicas_share_the_load(
 
 
 def test_copies_are_captured_and_cost_nothing_where_nobody_listens(
-    start: Any, settings: Settings, replica: Any, ask: Any, shift: Any, wait_until: Any
+    start: Any, settings: Settings, replica: Any, ask: Any, shift: Any
 ) -> None:
     settings = shift(settings, share=50, shadow=100)
     gateway = start(settings)
@@ -304,7 +305,7 @@ def test_copies_are_captured_and_cost_nothing_where_nobody_listens(
 
 
 def test_a_share_of_requests_is_copied(
-    start: Any, settings: Settings, ask: Any, shift: Any, wait_until: Any
+    start: Any, settings: Settings, ask: Any, shift: Any
 ) -> None:
     settings = shift(settings, shadow=20)
     gateway = start(settings)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ import psutil
 import pytest
 import yaml
 from tests.conftest import BOOT_SECONDS, Served, wait_until
+from tests.loads import RATE, find_unanswered
 
 from marwright.archive import Run, pack_run
 from marwright.client import Client, Endpoint
@@ -32,9 +32,6 @@ from marwright.server.supervision.inspection import ask_supervisor, restart_serv
 
 pytestmark = pytest.mark.server
 
-LOAD = Path(__file__).parents[1] / "faults/load.py"
-RATE = 50
-"""Requests a second."""
 TOKENS = ("first-token", "second-token")
 SPLIT = Split("cnn", stable="1.0", candidate="2.0", share=20.0)
 BOTH = ["cnn.mar", "cnn-2.0.mar"]
@@ -46,6 +43,8 @@ class Handler:
         return ["ok"] * len(data)
 """
 Marwright = Callable[..., subprocess.CompletedProcess[str]]
+Load = Callable[..., Any]
+Keep = Callable[..., None]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -140,30 +139,6 @@ def ask(url: str, body: bytes | None = None, token: str = "") -> int:
     except urllib.error.HTTPError as exc:
         exc.close()
         return exc.code
-
-
-@contextlib.contextmanager
-def load(site: Served, image: Path) -> Iterator[dict[str, Any]]:
-    """Send requests from another process while the block runs; what became of them is filled in."""
-    command = [sys.executable, str(LOAD), str(find_endpoint(site)), str(image)]
-    command += ["--rate", str(RATE), "--seconds", "300"]
-    report: dict[str, Any] = {}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "answering\n"
-            yield report
-            time.sleep(1)  # what comes after is counted too
-            process.terminate()
-            report.update(json.loads(process.stdout.read()))
-        finally:
-            process.kill()
-
-
-@pytest.fixture
-def image(scan: bytes, tmp_path: Path) -> Path:
-    (tmp_path / "scan.png").write_bytes(scan)
-    return tmp_path / "scan.png"
 
 
 def test_a_client_finds_the_gateway_and_its_token(site: Served, scan: bytes) -> None:
@@ -270,11 +245,6 @@ def test_nothing_is_reloaded_while_nothing_changes(site: Served) -> None:
     assert {child.pid for child in nginx.children()} == workers
 
 
-def kill_java(site: Served) -> None:
-    os.kill(find_pid(list_parts(site)[0].run_folder), signal.SIGKILL)
-    wait_until(lambda: not is_all_ready(site))
-
-
 def kill_supervisor(site: Served) -> None:
     before = list_parts(site)[1].pid
     os.kill(before, signal.SIGKILL)
@@ -288,62 +258,86 @@ def restart(site: Served) -> None:
     assert not set(list_pids(site)[1:]) & set(before[1:])
 
 
-@pytest.mark.parametrize(
-    "fault",
-    [
-        pytest.param(kill_java, marks=pytest.mark.slow),
-        kill_supervisor,
-        pytest.param(restart, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize("fault", [kill_supervisor, pytest.param(restart, marks=pytest.mark.slow)])
 def test_no_request_is_lost_while_one_replica_is_away(
-    site: Served, image: Path, fault: Callable[[Served], None]
+    site: Served, load: Load, fault: Callable[[Served], None]
 ) -> None:
-    with load(site, image) as report:
-        fault(site)
-        wait_until(lambda: is_all_ready(site))
-    assert report["rate"] > 0.9 * RATE
-    assert (report["lost"], report["refused"]) == (0, 0), report
+    traffic = load(site)
+    fault(site)
+    wait_until(lambda: is_all_ready(site))
+    assert find_unanswered(traffic.finish()) == {}
+
+
+@pytest.mark.slow
+def test_no_request_is_lost_where_one_server_is_killed(
+    site: Served, load: Load, record: Keep
+) -> None:
+    traffic = load(site)
+    os.kill(find_pid(list_parts(site)[0].run_folder), signal.SIGKILL)
+    wait_until(lambda: not is_all_ready(site))
+    wait_until(lambda: is_all_ready(site))
+    reports = traffic.finish()
+    record("one of two servers killed with -9, behind the gateway", reports)
+    assert find_unanswered(reports) == {}
 
 
 def test_what_a_killed_worker_was_answering_is_answered_by_another(
-    site: Served, image: Path
+    site: Served, load: Load, record: Keep
 ) -> None:
-    with load(site, image) as report:
-        java = psutil.Process(find_pid(list_parts(site)[0].run_folder))
-        java.children()[0].kill()
-        wait_until(lambda: not is_all_ready(site))
-        wait_until(lambda: is_all_ready(site))
-    assert (report["lost"], report["refused"]) == (0, 0), report
+    traffic = load(site)
+    java = psutil.Process(find_pid(list_parts(site)[0].run_folder))
+    java.children()[0].kill()
+    wait_until(lambda: not is_all_ready(site))
+    wait_until(lambda: is_all_ready(site))
+    reports = traffic.finish()
+    record("a worker killed with -9, behind the gateway", reports)
+    assert find_unanswered(reports) == {}
 
 
-def test_a_killed_nginx_is_there_again_within_two_seconds(site: Served, image: Path) -> None:
+def test_a_reload_of_nginx_costs_no_request(site: Served, load: Load, record: Keep) -> None:
     master = psutil.Process(find_pid(find_folder(site)))
-    with load(site, image) as report:
-        for process in (master, *master.children()):
-            process.kill()
-        wait_until(lambda: find_pid(find_folder(site)) not in {0, master.pid})
-        wait_until(lambda: site.status()["live"])
-    assert report["longest_silence"] < 2
-    assert report["lost"] < 2 * RATE  # those that were sent meanwhile: nobody was there
+    traffic = load(site)
+    seen = {child.pid for child in master.children()}
+    for number in range(10):
+        split = replace(SPLIT, share=10.0 * number)
+        ask_supervisor(find_record(site.name), "/traffic", asdict(split), timeout=30)
+        found = {child.pid for child in master.children()}
+        assert found - seen
+        seen |= found
+    reports = traffic.finish()
+    record("nginx reloaded ten times", reports)
+    assert find_unanswered(reports) == {}
+
+
+def test_a_killed_nginx_is_there_again_within_two_seconds(site: Served, load: Load) -> None:
+    master = psutil.Process(find_pid(find_folder(site)))
+    traffic = load(site)
+    for process in (master, *master.children()):
+        process.kill()
+    wait_until(lambda: find_pid(find_folder(site)) not in {0, master.pid})
+    wait_until(lambda: site.status()["live"])
+    reports = traffic.finish()
+    assert reports["plain"]["longest_silence"] < 2
+    assert reports["plain"]["lost"] < 2 * RATE  # those that were sent meanwhile: nobody was there
+    assert reports["client"]["lost"] == 0
     assert site.status()["restarts"] == 1
 
 
-def test_a_killed_site_goes_on_and_is_adopted_with_its_splits(site: Served, image: Path) -> None:
+def test_a_killed_site_goes_on_and_is_adopted_with_its_splits(site: Served, load: Load) -> None:
     assert site.process is not None
-    split = {key: getattr(SPLIT, key) for key in ("model", "stable", "candidate", "share")}
-    ask_supervisor(find_record(site.name), "/traffic", split, timeout=30)
+    ask_supervisor(find_record(site.name), "/traffic", asdict(SPLIT), timeout=30)
     before, pids = site.status(), list_pids(site)
-    with load(site, image) as report:
-        site.process.kill()
-        site.process.wait()
-        time.sleep(1)
-        facts = site.start()
-        wait_until(lambda: is_all_ready(site))
+    traffic = load(site)
+    site.process.kill()
+    site.process.wait()
+    time.sleep(1)
+    facts = site.start()
+    wait_until(lambda: is_all_ready(site))
+    reports = traffic.finish()
     assert facts["adopted"]
     assert list_pids(site) == pids
     assert site.status()["health_url"] == before["health_url"]
-    assert (report["lost"], report["refused"]) == (0, 0), report
+    assert find_unanswered(reports) == {}
     (kept,) = ask_supervisor(find_record(site.name), "/traffic")["splits"]
     assert kept["share"] == SPLIT.share
     seen = ask_supervisor(find_record(site.name), "/observed", {"model": "cnn"})

@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import os
-import select
 import shutil
-import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.conftest import end_serving, start_serving, wait_until
+from tests.loads import PATIENCE, Load, keep_loads
 
 from marwright.archive import Spec, pack_spec
 from marwright.client import Client, Endpoint
 from marwright.release.history import History, Line
+from marwright.server.ports import Ports
 
-LOAD = Path(__file__).parents[1] / "faults/load.py"
-PATIENCE = 90.0
-"""Generous: other tests may have the machine."""
 ANSWER = {"cat": 0.9, "dog": 0.1}
 HANDLER = """
 import time
@@ -56,8 +51,8 @@ releases:
 """
 
 
-def pack_echo(out: Path, version: str, *, seconds: float = 0.01, **parts: Any) -> Path:
-    """Pack a model that answers the same whatever it is asked.
+def pack_echo(out: Path, version: str, *, seconds: float = 0.002, **parts: Any) -> Path:
+    """Pack a model that answers the same whatever it is asked, 120 times a second and more.
 
     `parts` are lines of its handler: `initialize`, `handle`, `answer`; `recorded` is what its
     samples say, none where that is None; `samples` how many it carries.
@@ -104,28 +99,11 @@ class Served:
         self.deploy.write_text(text, encoding="utf-8")
 
     def start(self) -> None:
-        with (self.folder / "serve.err").open("ab") as errors:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "marwright", "serve", "--json", "--deploy", self.deploy],
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-                env=self.env,
-            )
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        assert line, (self.folder / "serve.err").read_text("utf-8")
+        self._process, _ = start_serving(self.deploy, self.folder / "serve.err", self.env)
         wait_until(lambda: self.run("status", "--ready").returncode == 0)
 
     def stop(self) -> None:
-        self._process.terminate()
-        try:
-            self._process.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        assert self._process.stdout is not None
-        self._process.stdout.close()
+        end_serving(self._process)
 
     def reset(self) -> None:
         """Bring it to where it was started."""
@@ -191,20 +169,6 @@ class Served:
         return [line for line in self.history.read() if line.event == event][-1]
 
 
-def wait_until(is_true: Callable[[], Any], *, timeout: float = PATIENCE) -> Any:
-    deadline = time.monotonic() + timeout
-    while not (value := is_true()):
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.1)
-    return value
-
-
-def find_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
-
-
 @contextlib.contextmanager
 def serve(folder: Path, name: str, text: str = "") -> Iterator[Served]:
     served = Served(folder, name, f"name: {name}\nstore: store\n{text}{MODELS}{RELEASES}")
@@ -217,7 +181,7 @@ def serve(folder: Path, name: str, text: str = "") -> Iterator[Served]:
 
 @pytest.fixture(scope="session")
 def running_site(nginx: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    text = f"replicas: 1\ngateway: {{port: {find_port()}}}\n"
+    text = f"replicas: 1\ngateway: {{port: {Ports.find_free().inference}}}\n"
     with serve(tmp_path_factory.mktemp("site"), "site", text) as served:
         yield served
 
@@ -250,49 +214,10 @@ def served(request: pytest.FixtureRequest) -> Served:
 
 
 @pytest.fixture
-def load(tmp_path: Path) -> Iterator[Callable[[Served], Callable[[], dict[str, Any]]]]:
-    """Return a function that begins a steady load, and returns one that ends and counts it.
-
-    A request is sent once: what the client itself would send again counts as lost.
-    """
-    running: list[subprocess.Popen[str]] = []
-
-    def begin(served: Served) -> Callable[[], dict[str, Any]]:
-        command = [sys.executable, str(LOAD), str(make_endpoint(served, tmp_path))]
-        command += [str(served.deploy), "--model", "echo", "--rate", "50", "--seconds", "600"]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        running.append(process)
-        assert process.stdout is not None
-        assert select.select([process.stdout], [], [], PATIENCE)[0], "the load got no answer"
-        assert process.stdout.readline() == "answering\n"
-
-        def finish() -> dict[str, Any]:
-            process.send_signal(signal.SIGTERM)
-            counts = json.loads(process.communicate(timeout=PATIENCE)[0])
-            assert counts["sent"] > 50, "the load proves nothing"
-            return {key: counts[key] for key in ("lost", "refused", "why")}
-
-        return finish
-
-    yield begin
-    for process in running:
-        process.kill()
-        process.wait()
-        if process.stdout:
-            process.stdout.close()
-
-
-def make_endpoint(served: Served, folder: Path) -> Path:
-    """Return an endpoint file that says the gateway's token where a server's own would stand."""
-    endpoint = Endpoint.read(served.endpoint_file)
-    if endpoint.gateway_token is not None:
-        token = endpoint.gateway_token.read_text("ascii").strip()
-        keys = folder / "keys.json"
-        keys.write_text(json.dumps({"inference": {"key": token}}), encoding="utf-8")
-        endpoint = dataclasses.replace(endpoint, key_file=keys, gateway_token=None)
-    path = folder / "endpoint.json"
-    endpoint.write(path)
-    return path
+def load() -> Iterator[Callable[[Served], Load]]:
+    """Return a function that begins a steady load on the echo of what is served."""
+    with keep_loads() as begin:
+        yield lambda served: begin(served.endpoint_file, served.deploy, "echo")
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +20,8 @@ import psutil
 import pytest
 import requests
 import yaml
+from tests.conftest import end_serving, wait_until
+from tests.loads import Load, Reports, find_unanswered
 
 from marwright.server.certificate import make_certificate
 
@@ -28,6 +29,8 @@ pytestmark = pytest.mark.server
 
 Pack = Callable[..., Path]
 Fleet = Callable[..., Path]
+Begin = Callable[[Any], Load]
+Record = Callable[[str, Reports], None]
 
 BRIDGE = "mwfleet"
 NETWORK = "10.231.77"
@@ -78,6 +81,10 @@ class Site:
         self.deploy.write_text(self.text)
 
     @property
+    def endpoint_file(self) -> Path:
+        return self.folder / f"runtime/marwright/{self.name}.json"
+
+    @property
     def host(self) -> str:
         """What it is called in messages."""
         return f"{self.address}:8443"
@@ -118,10 +125,7 @@ class Site:
         wait_until(lambda: self.run("status", self.name, "--ready").returncode == 0)
 
     def stop(self) -> None:
-        self.process.terminate()
-        self.process.wait(PATIENCE)
-        assert self.process.stdout is not None
-        self.process.stdout.close()
+        end_serving(self.process)
 
     def run(self, *words: str | Path) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "marwright", *map(str, words)]
@@ -158,14 +162,6 @@ class Site:
         for path in (self.folder / "store").glob("echo-*.mar"):
             path.unlink()
         self.deploy.with_name("releases.jsonl").unlink(missing_ok=True)
-
-
-def wait_until(is_true: Callable[[], Any], timeout: float = PATIENCE) -> Any:
-    deadline = time.monotonic() + timeout
-    while not (value := is_true()):
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.2)
-    return value
 
 
 @pytest.fixture(scope="module")
@@ -255,9 +251,10 @@ def list_all(sites: list[Site]) -> list[dict[str, bool]]:
 
 
 def test_a_server_that_is_cut_off_returns_and_so_do_the_others(
-    sites: list[Site], fleet: Fleet, pack: Pack, tmp_path: Path
+    sites: list[Site], fleet: Fleet, load: Begin, record: Record, pack: Pack, tmp_path: Path
 ) -> None:
     deploy = fleet("one by one")
+    traffic = load(sites[0])
     archive = pack(tmp_path / "echo-2.0.mar", "2.0", seconds=0.002)
     with begin("release", archive, "--to", deploy) as (process, said):
         wait_for(said, f"{sites[1].host}: warm-up")
@@ -275,6 +272,9 @@ def test_a_server_that_is_cut_off_returns_and_so_do_the_others(
     back = run("rollback", "--to", deploy)
     assert back.returncode == 0, back.stderr
     assert list_all(sites) == [BACK] * 3
+    reports = traffic.finish()
+    record("the network of one of three servers cut", reports)
+    assert find_unanswered(reports) == {}
 
 
 @pytest.mark.slow

@@ -8,66 +8,81 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.loads import Reports, find_unanswered
 
 from marwright.release.gates import Agreement, Canary, agree
 from marwright.server.deployment import CanarySettings, ReleaseSettings
 
-Load = Callable[..., Callable[[], dict[str, Any]]]
+Load = Callable[..., Any]
+Record = Callable[..., None]
 Pack = Callable[..., Path]
+Stop = Callable[..., Reports]
 
-NOTHING = {"lost": 0, "refused": 0, "why": {}}
 OTHER = {"cat": 0.2, "dog": 0.8}
-UNFIT = {
-    "crashes on load": (
-        {"initialize": 'raise KeyError("labels")'},
-        "register",
-        "KeyError: 'labels'",
-    ),
-    "does not answer as recorded": (
-        {"answer": OTHER},
-        "samples",
-        "cat: 0.2 instead of 0.9",
-    ),
-    "answers otherwise than the version before": (
-        {"answer": OTHER, "recorded": OTHER},
-        "shadow",
-        "the versions agree on 0% of",
-    ),
-    "is ten times slower": ({"seconds": 0.1}, "canary", "times the stable version's"),
-    "fails after 200 requests": (
-        {"handle": 'assert self.asked <= 200, "worn out"'},
-        "canary 50 %",
-        "of its",
-    ),
-}
+
+
+@pytest.fixture
+def stop(site: Any, load: Load, pack: Pack, tmp_path: Path) -> Stop:
+    """Return a function that sees a candidate stopped at a step, and no trace of it left."""
+
+    def stop_release(step: str, reason: str, **parts: Any) -> Reports:
+        before = site.see()
+        traffic = load(site)
+        released = site.run("release", pack(tmp_path / "echo-2.0.mar", "2.0", **parts))
+        assert released.returncode == 1, released.stderr
+        failed = site.read_last("failed")
+        assert failed.step.startswith(step)  # how soon is also a matter of the machine
+        assert reason in failed.reason
+        assert failed.figures or step == "register"
+        standing = site.history.list_standings()[-1]
+        assert (standing.last.event, standing.last.reason) == ("returned", failed.reason)
+        assert site.see() == before
+        reports: Reports = traffic.finish()
+        return reports
+
+    return stop_release
 
 
 @pytest.mark.server
-@pytest.mark.parametrize(("parts", "step", "reason"), UNFIT.values(), ids=list(UNFIT))
-def test_an_unfit_candidate_is_stopped_and_leaves_no_trace(
-    site: Any,
-    load: Load,
-    pack: Pack,
-    tmp_path: Path,
-    parts: dict[str, Any],
-    step: str,
-    reason: str,
+def test_one_that_crashes_on_load_is_stopped(stop: Stop, record: Record) -> None:
+    reports = stop("register", "KeyError: 'labels'", initialize='raise KeyError("labels")')
+    record("a new version that crashes on load", reports)
+    assert find_unanswered(reports) == {}
+
+
+@pytest.mark.server
+@pytest.mark.parametrize(
+    ("recorded", "step", "reason"),
+    [
+        ({"cat": 0.9, "dog": 0.1}, "samples", "cat: 0.2 instead of 0.9"),
+        (OTHER, "shadow", "the versions agree on 0% of"),
+    ],
+    ids=["than recorded", "than the version before"],
+)
+def test_one_that_answers_otherwise_is_stopped(
+    stop: Stop, record: Record, recorded: dict[str, float], step: str, reason: str
 ) -> None:
-    if "handle" in parts:  # as many requests as it takes to see it
-        text = site.text.replace("requests: 30", "requests: 150")
-        site.deploy.write_text(text, encoding="utf-8")
-    before = site.see()
-    finish = load(site)
-    released = site.run("release", pack(tmp_path / "echo-2.0.mar", "2.0", **parts))
-    assert released.returncode == 1, released.stderr
-    failed = site.read_last("failed")
-    assert failed.step.startswith(step)  # how soon is also a matter of the machine
-    assert reason in failed.reason
-    assert failed.figures or step == "register"
-    standing = site.history.list_standings()[-1]
-    assert (standing.last.event, standing.last.reason) == ("returned", failed.reason)
-    assert site.see() == before
-    assert finish() == NOTHING
+    reports = stop(step, reason, answer=OTHER, recorded=recorded)
+    record("a new version that answers wrongly", reports)
+    assert find_unanswered(reports) == {}
+
+
+@pytest.mark.server
+def test_one_that_is_ten_times_slower_is_stopped(stop: Stop, record: Record) -> None:
+    reports = stop("canary", "times the stable version's", seconds=0.02)
+    record("a new version that is ten times slower", reports)
+    assert find_unanswered(reports) == {}
+
+
+@pytest.mark.server
+def test_one_that_fails_after_200_requests_is_stopped(
+    site: Any, stop: Stop, record: Record
+) -> None:
+    text = site.text.replace("requests: 30", "requests: 120")  # as many as it takes to see it
+    site.deploy.write_text(text, encoding="utf-8")
+    reports = stop("canary 50 %", "of its", handle='assert self.asked <= 200, "worn out"')
+    record("a new version that works for 200 requests and then fails", reports)
+    assert find_unanswered(reports) == {}
 
 
 @pytest.mark.server
@@ -76,12 +91,12 @@ def test_without_a_gateway_samples_are_the_gate(
     plain: Any, load: Load, pack: Pack, tmp_path: Path
 ) -> None:
     before = plain.see()
-    finish = load(plain)
+    traffic = load(plain)
     released = plain.run("release", pack(tmp_path / "echo-2.0.mar", "2.0", answer=OTHER))
     assert released.returncode == 1
     assert "cat: 0.2 instead of 0.9" in released.stderr
     assert plain.see() == before
-    assert finish() == NOTHING
+    assert find_unanswered(traffic.finish()) == {}
 
 
 def draw(rng: random.Random, count: int, *, errors: float = 0.0, times: float = 1.0) -> Any:

@@ -11,16 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.loads import find_unanswered
 
 from marwright.server import TorchServe
 from marwright.server.deployment import Deployment
 
 pytestmark = pytest.mark.server
 
-Load = Callable[..., Callable[[], dict[str, Any]]]
+Load = Callable[..., Any]
+Record = Callable[..., None]
 Pack = Callable[..., Path]
 
-NOTHING = {"lost": 0, "refused": 0, "why": {}}
 FIRST = {"1.0": (1, True)}
 SECOND = {"1.0": (1, False), "2.0": (1, True)}
 BACK = {"1.0": (1, True), "2.0": (1, False)}
@@ -60,9 +61,9 @@ def end(process: subprocess.Popen[str], number: signal.Signals) -> tuple[int, st
 
 
 def test_a_release_and_its_rollback_lose_no_request(
-    served: Any, load: Load, pack: Pack, tmp_path: Path
+    served: Any, load: Load, record: Record, pack: Pack, tmp_path: Path
 ) -> None:
-    finish = load(served)
+    traffic = load(served)
     released = served.run("release", pack(tmp_path / "echo-2.0.mar", "2.0"), "--json")
     assert released.returncode == 0, released.stderr
     lines = json.loads(released.stdout)
@@ -88,7 +89,9 @@ def test_a_release_and_its_rollback_lose_no_request(
     assert served.list_versions() == BACK
     assert "nothing to do" in served.run("apply", served.deploy).stdout
     assert served.history.read()[-1].reason == "it was only a test"
-    assert finish() == NOTHING
+    reports = traffic.finish()
+    record("a version change 1 -> 2 -> 1", reports)
+    assert find_unanswered(reports) == {}
     table = served.run("releases").stdout
     assert "marwright diff echo.mar echo-2.0.mar" in table
 
@@ -122,7 +125,10 @@ def test_what_is_older_than_the_version_to_return_to_is_unregistered(
 
 
 @pytest.mark.slow
-def test_a_second_release_at_once_is_refused(site: Any, pack: Pack, tmp_path: Path) -> None:
+def test_a_second_release_at_once_is_refused(
+    site: Any, load: Load, record: Record, pack: Pack, tmp_path: Path
+) -> None:
+    traffic = load(site)
     first = begin_until(site, pack(tmp_path / "echo-2.0.mar", "2.0"), "shadow")
     second = site.run("release", pack(tmp_path / "echo-3.0.mar", "3.0"))
     assert second.returncode == 1
@@ -133,12 +139,17 @@ def test_a_second_release_at_once_is_refused(site: Any, pack: Pack, tmp_path: Pa
     _, err = first.communicate(timeout=90)
     assert first.returncode == 0, err
     assert site.list_versions() == SECOND
+    reports = traffic.finish()
+    record("two releases at once", reports)
+    assert find_unanswered(reports) == {}
 
 
 @pytest.mark.parametrize("step", mark("canary 50 %"))
-def test_ctrl_c_takes_it_back(site: Any, load: Load, pack: Pack, tmp_path: Path, step: str) -> None:
+def test_ctrl_c_takes_it_back(
+    site: Any, load: Load, record: Record, pack: Pack, tmp_path: Path, step: str
+) -> None:
     before = site.see()
-    finish = load(site)
+    traffic = load(site)
     process = begin_until(site, pack(tmp_path / "echo-2.0.mar", "2.0", samples=10), step)
     status, err = end(process, signal.SIGINT)
     if step == "keep" and status == 0:  # it was done before the signal came
@@ -151,26 +162,28 @@ def test_ctrl_c_takes_it_back(site: Any, load: Load, pack: Pack, tmp_path: Path,
     assert after == before
     last = site.history.list_standings()[-1].last
     assert (last.event, last.reason) == ("returned", "it was interrupted")
-    assert finish() == NOTHING
+    reports = traffic.finish()
+    record("Ctrl-C in each step of a release", reports)
+    assert find_unanswered(reports) == {}
 
 
 def test_ctrl_c_after_the_default_has_moved_loses_nothing_without_a_gateway(
     plain: Any, load: Load, pack: Pack, tmp_path: Path
 ) -> None:
-    finish = load(plain)
-    process = begin_until(plain, pack(tmp_path / "echo-2.0.mar", "2.0", seconds=0.05), "drain")
+    traffic = load(plain)
+    process = begin_until(plain, pack(tmp_path / "echo-2.0.mar", "2.0", seconds=0.01), "drain")
     status, err = end(process, signal.SIGINT)
     assert status in {0, 130}, err
     if status == 130:
         assert plain.list_versions() == FIRST
-    assert finish() == NOTHING
+    assert find_unanswered(traffic.finish()) == {}
 
 
 @pytest.mark.parametrize("step", mark("canary 20 %"))
 def test_a_killed_release_is_finished_by_the_same_command(
-    site: Any, load: Load, pack: Pack, tmp_path: Path, step: str
+    site: Any, load: Load, record: Record, pack: Pack, tmp_path: Path, step: str
 ) -> None:
-    finish = load(site)
+    traffic = load(site)
     archive = pack(tmp_path / "echo-2.0.mar", "2.0", samples=10)
     end(begin_until(site, archive, step), signal.SIGKILL)
     standing = site.history.list_standings()[-1]
@@ -186,15 +199,17 @@ def test_a_killed_release_is_finished_by_the_same_command(
     assert f"stands at {standing.step}" in again.stderr
     assert site.list_versions() == SECOND
     assert "nothing to do" in site.run("apply", site.deploy).stdout
-    assert finish() == NOTHING
+    reports = traffic.finish()
+    record("marwright killed with -9 in each step of a release", reports)
+    assert find_unanswered(reports) == {}
 
 
 @pytest.mark.parametrize("step", mark("default"))
 def test_a_killed_release_is_taken_back_by_a_rollback(
-    site: Any, load: Load, pack: Pack, tmp_path: Path, step: str
+    site: Any, load: Load, record: Record, pack: Pack, tmp_path: Path, step: str
 ) -> None:
     before = site.see()
-    finish = load(site)
+    traffic = load(site)
     end(
         begin_until(site, pack(tmp_path / "echo-2.0.mar", "2.0", samples=10), step),
         signal.SIGKILL,
@@ -207,7 +222,9 @@ def test_a_killed_release_is_taken_back_by_a_rollback(
     after = site.see()
     after["deploy"] = after["deploy"].replace("    default: true\n", "")
     assert after == before
-    assert finish() == NOTHING
+    reports = traffic.finish()
+    record("marwright killed with -9 in each step of a release", reports)
+    assert find_unanswered(reports) == {}
 
 
 def test_another_torchserve_is_released_to_by_its_address(

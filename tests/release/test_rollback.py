@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.loads import find_unanswered
 
 pytestmark = pytest.mark.server
 
+Load = Callable[..., Any]
+Record = Callable[..., None]
 Pack = Callable[..., Path]
 
 
@@ -18,17 +21,23 @@ def release(served: Any, path: Path) -> None:
     assert released.returncode == 0, released.stderr
 
 
-def test_an_archive_that_was_deleted_is_put_back(plain: Any, pack: Pack, tmp_path: Path) -> None:
-    release(plain, pack(tmp_path / "echo-2.0.mar", "2.0"))
-    release(plain, pack(tmp_path / "echo-3.0.mar", "3.0"))
-    content = (plain.store / "echo-2.0.mar").read_bytes()
-    (plain.store / "echo-2.0.mar").unlink()
-    back = plain.run("rollback")
+def test_an_archive_that_was_deleted_is_put_back(
+    site: Any, load: Load, record: Record, pack: Pack, tmp_path: Path
+) -> None:
+    traffic = load(site)
+    release(site, pack(tmp_path / "echo-2.0.mar", "2.0"))
+    release(site, pack(tmp_path / "echo-3.0.mar", "3.0"))
+    content = (site.store / "echo-2.0.mar").read_bytes()
+    (site.store / "echo-2.0.mar").unlink()
+    back = site.run("rollback")
     assert back.returncode == 0, back.stderr
     assert "echo-2.0.mar was missing in the store" in back.stderr
-    assert (plain.store / "echo-2.0.mar").read_bytes() == content
-    assert plain.list_versions() == {"2.0": (1, True), "3.0": (1, False)}
-    assert "nothing to do" in plain.run("apply", plain.deploy).stdout
+    assert (site.store / "echo-2.0.mar").read_bytes() == content
+    assert site.list_versions() == {"2.0": (1, True), "3.0": (1, False)}
+    assert "nothing to do" in site.run("apply", site.deploy).stdout
+    reports = traffic.finish()
+    record("a rollback whose archive was deleted from the store", reports)
+    assert find_unanswered(reports) == {}
 
 
 def test_one_that_cannot_be_put_back_is_named_and_the_default_moves_all_the_same(

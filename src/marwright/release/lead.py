@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import TextIO
+from typing import IO
 
 from marwright.errors import ReleaseError
 
@@ -22,7 +22,7 @@ LOOK_SECONDS = 0.1
 class Lead:
     """Hears the words of who leads, from a thread of its own."""
 
-    def __init__(self, stream: TextIO, *, lease: float) -> None:
+    def __init__(self, stream: IO[str], *, lease: float) -> None:
         self._stream = stream
         self._lease = lease
         self._heard = time.monotonic()
