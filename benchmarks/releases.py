@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ ROUNDS = 5
 IN_FLIGHT = 64
 SECONDS = 6
 """Of one load."""
+WARM_REPLICAS = 3
+"""Rounds that do not count: two servers each see half of the requests that warm Java up."""
 BATCHING = {"workers": 2, "batch_size": 32}
 
 
@@ -78,16 +80,18 @@ def measure_gateway(run: Run, archive: Path) -> dict[str, Any]:
         return compare_loads(urls, request)
 
 
-def compare_loads(urls: dict[str, str], request: tuple[Path, str]) -> dict[str, Any]:
+def compare_loads(
+    urls: dict[str, str], request: tuple[Path, str], *, warm: int = 1
+) -> dict[str, Any]:
     """Load two addresses with wrk in turns; the ratios are of each round's pair."""
     rates: dict[str, list[float]] = {name: [] for name in urls}
     late: dict[str, list[float]] = {name: [] for name in urls}
     settle()
-    for round_number in range(ROUNDS + 1):
+    for round_number in range(ROUNDS + warm):
         for name, url in urls.items():
             load = start_wrk(f"{url}/predictions/cnn", request, IN_FLIGHT, SECONDS)
             outcome = finish_wrk(load)
-            if round_number:  # the first warms Java up
+            if round_number >= warm:  # the first warm Java up
                 answered = outcome["requests"] - outcome["refused"]
                 rates[name].append(answered / outcome["seconds"])
                 late[name].append(outcome["p99_ms"])
@@ -132,31 +136,23 @@ def measure_release(run: Run, archive: Path) -> dict[str, Any]:
 
 
 def measure_replicas(run: Run, archive: Path) -> dict[str, Any]:
-    """Load a gateway before one server of two workers, and before two servers of one each."""
-    rates: dict[str, list[float]] = {"one": [], "two": []}
-    shapes = {"one": (1, 2), "two": (2, 1)}
+    """Load a gateway before one server of two workers, and one before two of one each, in turns."""
     request = (run.samples[0].path, "application/octet-stream")
-    for _ in range(3):
-        for name, (replicas, workers) in shapes.items():
-            entry = {"archive": archive.name, "workers": workers, "batch_size": 32}
-            settings = {
-                "store": str(archive.parent),
-                "access": {"tokens": False},
-                "replicas": replicas,
-            }
-            with serve(archive.parent.parent / name, [entry], **settings) as (endpoint, _):
-                url = f"{endpoint.inference_url}/predictions/cnn"
-                finish_wrk(start_wrk(url, request, IN_FLIGHT, SECONDS))  # warms Java up
-                outcome = finish_wrk(start_wrk(url, request, IN_FLIGHT, SECONDS))
-                answered = outcome["requests"] - outcome["refused"]
-                rates[name].append(answered / outcome["seconds"])
-    ratios = [two / one for one, two in zip(rates["one"], rates["two"], strict=True)]
-    return {
-        **{f"{name}_requests_per_second": round(statistics.median(v)) for name, v in rates.items()},
-        "ratio": round(statistics.median(ratios), 3),
-        "ratio_min": round(min(ratios), 3),
-        "ratio_max": round(max(ratios), 3),
-    }
+    with ExitStack() as stack:
+        urls = {}
+        for name, replicas, port in (("one", 1, 8731), ("two", 2, 8732)):
+            endpoint, _ = stack.enter_context(
+                serve(
+                    archive.parent.parent / name,
+                    [{"archive": archive.name, "workers": 2 // replicas, "batch_size": 32}],
+                    gateway={"port": port},
+                    store=str(archive.parent),
+                    access={"tokens": False},
+                    replicas=replicas,
+                )
+            )
+            urls[name] = endpoint.inference_url
+        return compare_loads(urls, request, warm=WARM_REPLICAS)
 
 
 def command(*arguments: str) -> float:

@@ -14,8 +14,14 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 def count_threads(workers: int) -> int:
-    """Return how many threads one of this many workers should compute with; at least one."""
-    return max(1, int(count_cores() // max(1, workers)))
+    """Return how many threads one of this many workers should compute with; at least one.
+
+    No more than OMP_NUM_THREADS, where that is set: who started the server may know of other
+    models' workers, and of other servers.
+    """
+    share = max(1, int(count_cores() // max(1, workers)))
+    limit = os.environ.get("OMP_NUM_THREADS", "").strip()
+    return min(share, int(limit)) if limit.isdigit() and int(limit) else share
 
 
 def count_cores(cgroup: Path = CGROUP) -> float:

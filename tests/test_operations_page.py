@@ -1,4 +1,5 @@
-"""README's table of faults and docs/operations.md's figures are those of the last measurement.
+"""README's table of faults, and the figures of docs/operations.md and docs/releases.md, are those
+of the last measurement.
 
 WRITE_TABLE=1 writes them. What misses its goal is bold, and says so.
 """
@@ -104,12 +105,58 @@ def make_operation_lines(root: Path) -> list[str]:
             )
         ),
     ]
-    table = [
-        f"| {what} | {goal.mark(found, value)} | {goal} |" for what, found, goal, value in rows
-    ]
+    table = make_table(rows)
     idle = f"{many['bytes_per_idle_version'] / 1024:,.0f} KiB"
     table.append(f"| Java's memory for an idle version | {idle} | stated |")
-    return ["| what | measured | wanted |", "|---|---|---|", *table]
+    return table
+
+
+def make_release_lines(root: Path) -> list[str]:
+    result = read_results(root, "operations")
+    gateway, release, replicas = (result[key] for key in ("gateway", "release", "replicas"))
+    return make_table(
+        [
+            (
+                "the gateway's throughput beside the server's own, 64 connections",
+                f"{show_ratio(gateway)}, of {gateway['direct_requests_per_second']:,} answers/s",
+                Goal("at least", 0.9, " times"),
+                gateway["ratio"],
+            ),
+            (
+                "its p99 beyond the server's own",
+                f"{gateway['p99_more_ms']} ms (to {gateway['gateway_p99_ms']} ms)",
+                Goal("at most", 2, " ms"),
+                gateway["p99_more_ms"],
+            ),
+            (
+                "a release of the demo's CNN with default gates, on a quiet server",
+                show(release["release"]),
+                Goal("under", 20, " s"),
+                release["release"]["median_seconds"],
+            ),
+            (
+                "`rollback`, from the command to the old version's first answer",
+                show(release["rollback"]),
+                Goal("under", 2, " s"),
+                release["rollback"]["median_seconds"],
+            ),
+            (
+                "two replicas of one worker each, beside one server of two",
+                show_ratio(replicas),
+                Goal("at least", 1, " times"),
+                replicas["ratio"],
+            ),
+        ]
+    )
+
+
+def make_table(rows: list[tuple[str, str, Goal, float]]) -> list[str]:
+    """Return what was measured beside what was wanted."""
+    head = ["| what | measured | wanted |", "|---|---|---|"]
+    lines = [
+        f"| {what} | {goal.mark(found, value)} | {goal} |" for what, found, goal, value in rows
+    ]
+    return [*head, *lines]
 
 
 def show(spread: dict[str, float]) -> str:
@@ -138,6 +185,10 @@ def test_the_readmes_faults_are_those_of_the_last_measurement(root: Path) -> Non
 
 def test_the_figures_of_operations_are_those_of_the_last_measurement(root: Path) -> None:
     check(root / "docs/operations.md", "operations", make_operation_lines(root))
+
+
+def test_the_figures_of_releases_are_those_of_the_last_measurement(root: Path) -> None:
+    check(root / "docs/releases.md", "speed", make_release_lines(root))
 
 
 def test_of_every_fault_the_client_loses_nothing(root: Path) -> None:

@@ -5,6 +5,7 @@ import pickle
 import shutil
 import sys
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -153,6 +154,45 @@ def test_every_backend_gives_the_same_answers(load: Callable[..., Any], name: st
         assert found.shape == expected.shape
         assert (found - expected).abs().max() < TOLERANCE
         assert torch.equal(found.argmax(1), expected.argmax(1))
+
+
+@pytest.mark.parametrize("form", ["trace", "script"])
+def test_a_quantised_file_stays_on_the_cpu_where_there_is_a_gpu(
+    handlers: Import, folder: Path, form: str
+) -> None:
+    """On a GPU its operators would end the process; so no GPU is needed to see that it stays."""
+    path = folder / f"int8-{form}.pt"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 5)).eval()
+        small = torch.ao.quantization.quantize_dynamic(network, {torch.nn.Linear})
+        if form == "trace":
+            write_torchscript(small, path)
+        else:  # its operators then stand below an `if`
+            torch.jit.save(torch.jit.script(small), str(path))
+    load = handlers("backend").load_backend
+    backend = load("torchscript", path, device=torch.device("cuda:0"), threads=1)
+    assert backend.device == CPU
+    assert backend.run(make_images(3)).shape == (3, 5)
+
+
+@pytest.mark.parametrize("made_for", ["cpu", "cuda"])
+def test_a_compiled_program_runs_on_what_it_was_compiled_for(
+    handlers: Import, folder: Path, monkeypatch: pytest.MonkeyPatch, made_for: str
+) -> None:
+    path = folder / f"{made_for}.pt2"
+    with zipfile.ZipFile(path, "w") as package:
+        said = json.dumps({"AOTI_DEVICE_KEY": made_for})
+        package.writestr("x/data/aotinductor/model/c.wrapper_metadata.json", said)
+    monkeypatch.setattr(
+        torch._inductor, "aoti_load_package", lambda path, device_index=-1: device_index
+    )
+    load = handlers("backend").load_backend
+    on_gpu = load("aotinductor", path, device=torch.device("cuda:1"), threads=1)
+    assert (str(on_gpu.device), on_gpu.run) == (("cpu", -1) if made_for == "cpu" else ("cuda:1", 1))
+    if made_for == "cuda":
+        with pytest.raises(ValueError, match="expected a worker with a GPU"):
+            load("aotinductor", path, device=CPU, threads=1)
 
 
 @pytest.fixture

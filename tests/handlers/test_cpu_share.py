@@ -77,3 +77,15 @@ def test_workers_share_the_cores_and_each_has_one_thread_at_least(
 ) -> None:
     monkeypatch.setattr(cpu_share, "count_cores", lambda: cores)
     assert cpu_share.count_threads(workers) == threads
+
+
+@pytest.mark.parametrize(
+    ("limit", "workers", "threads"),
+    [("1", 2, 1), ("16", 8, 8), ("4", 8, 4), ("", 8, 8), ("0", 8, 8), ("2,1", 8, 8), ("x", 8, 8)],
+)
+def test_who_started_the_server_may_know_of_others_that_share_the_cores(
+    cpu_share: Any, monkeypatch: pytest.MonkeyPatch, limit: str, workers: int, threads: int
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", limit)
+    monkeypatch.setattr(cpu_share, "count_cores", lambda: 64.0)
+    assert cpu_share.count_threads(workers) == threads
