@@ -267,6 +267,7 @@ def test_logs_are_put_aside_and_read_over_that(
         for number in range(40):
             ask(settings, "/predictions/cnn", X_Request_ID=f"id-{number}")
             if number % 5 == 4:
+                time.sleep(0.15)  # nginx writes what it has every 100 ms
                 gateway.rotate(most=100)
             if number % 7 == 6:
                 found += log.read()

@@ -364,9 +364,8 @@ def _render_routes(settings: Settings) -> Iterator[str]:
     # The path is sent as it was understood here, not as it was written.
     passed = ('rewrite "^(.*)$" "$1" break;', f"proxy_pass {_scheme(settings)}://replicas;")
     yield _guard(settings, "= /ping", f"proxy_pass {_scheme(settings)}://replicas/ping;")
-    yield _guard(
-        settings, f'~ "^/{verb}/(?<model>{NAME})/?$"', "rewrite ^ /.arm/$arm last;"
-    )  # the first that fits is taken
+    if settings.traffic.splits:  # the first location that fits is taken
+        yield _guard(settings, f'~ "^/{verb}/(?<model>{NAME})/?$"', "rewrite ^ /.arm/$arm last;")
     yield _guard(settings, f'~ "^/{verb}/(?<model>{PART})/?$"', *passed)
     yield _guard(settings, f'~ "{versioned}"', *passed)
     yield _guard(settings, f'~ "^/v1/models/(?<model>{PART}):(predict|explain)$"', *passed)
