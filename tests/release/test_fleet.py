@@ -377,7 +377,11 @@ def test_all_that_speaks_against_it_is_said_of_all_servers(
     assert list_all(sites) == [OLD] * 3
 
 
-def test_a_fleet_is_released_to_and_not_served(fleet: Fleet) -> None:
-    served = run("serve", "--deploy", fleet())
-    assert served.returncode == 2
-    assert "marwright release ARCHIVE --to" in served.stderr
+def test_a_fleet_is_released_to_and_not_served(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("t" * 40)
+    deploy = tmp_path / "fleet.yaml"
+    deploy.write_text("servers: [{url: 'https://10.0.0.1', token: token}]\n")
+    for words, status in (((), 2), (("--check",), 1)):
+        served = run("serve", "--deploy", deploy, *words)
+        assert served.returncode == status
+        assert "marwright release ARCHIVE --to" in served.stderr

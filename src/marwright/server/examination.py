@@ -51,7 +51,7 @@ def examine(
     some of its entries were left out.
     """
     found = [
-        *_check_fleet(deployment),
+        *_check_fleet(deployment, starting=starting),
         *(() if deployment.servers is not None else _check_store(deployment, trusted)),
         *_check_access(deployment),
         *_check_gateway(deployment),
@@ -137,11 +137,13 @@ def _move(keys: Keys, places: Sequence[int]) -> Keys:
     return [group, places[int(rest[0])], *rest[1:]] if group == "models" and rest else keys
 
 
-def _check_fleet(deployment: Deployment) -> Iterator[tuple[Keys, str]]:
+def _check_fleet(deployment: Deployment, *, starting: bool) -> Iterator[tuple[Keys, str]]:
     """Check the servers that are released to, and what goes not with them."""
     servers = deployment.servers
     if servers is None:
         return
+    if starting:
+        yield ["servers"], "run elsewhere: marwright release ARCHIVE --to this file"
     if not servers:
         yield ["servers"], "names none"
     seen: dict[str, int] = {}
