@@ -41,6 +41,8 @@ models:
   - archive: echo.mar
     workers: 1   # one is enough
 """
+# On a busy machine a worker may stand still for a second, which fills the default queue of 100.
+LIMITS = "limits: {queue: 1000}\n"
 RELEASES = """\
 # the gates
 releases:
@@ -171,7 +173,7 @@ class Served:
 
 @contextlib.contextmanager
 def serve(folder: Path, name: str, text: str = "") -> Iterator[Served]:
-    served = Served(folder, name, f"name: {name}\nstore: store\n{text}{MODELS}{RELEASES}")
+    served = Served(folder, name, f"name: {name}\nstore: store\n{text}{LIMITS}{MODELS}{RELEASES}")
     served.start()
     try:
         yield served

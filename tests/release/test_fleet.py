@@ -74,6 +74,7 @@ class Site:
                 "gateway": {"host": self.address, "port": 8443, "control": "control"},
                 "tls": {"certificate": "tls/certificate.pem", "key": "tls/key.pem"},
                 "access": {"tokens": False},
+                "limits": {"queue": 1000},
                 "models": [{"archive": "echo.mar", "workers": 1}],
                 "releases": GATES,
             }
