@@ -6,7 +6,7 @@ import re
 import pytest
 
 from marwright import errors
-from marwright.errors import AnswerError, MarwrightError, StorageError, UsageError
+from marwright.errors import AnswerError, MarwrightError, ReleaseError, StorageError, UsageError
 
 CLASSES = {
     name: member
@@ -133,3 +133,13 @@ def test_json_of_an_answer_holds_its_status() -> None:
 def test_an_operating_system_error_of_ours_has_no_number() -> None:
     error = StorageError("cannot write x", found="No space left on device")
     assert (error.errno, error.filename) == (None, None)
+
+
+def test_an_error_is_told_as_json_and_understood_again() -> None:
+    error = ReleaseError("no", expected="a", found="b", remedy="c", detail="d\ne")
+    again = ReleaseError.from_json(error.to_json())
+    assert (str(again), again.detail) == (str(error), error.detail)
+    assert ReleaseError.from_json({"message": "no"}).to_json() == {
+        "error": "ReleaseError",
+        "message": "no",
+    }

@@ -31,7 +31,11 @@ MarwrightError                  every error a user can cause; exit status 1
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = [
     "AnswerError",
@@ -104,6 +108,16 @@ class MarwrightError(Exception):
             "detail": self.detail,
         }
         return {key: value for key, value in fields.items() if value}
+
+    @classmethod
+    def from_json(cls, said: Mapping[str, Any]) -> Self:
+        """Return the error that `to_json` told of, as one of this class.
+
+        Raises:
+            KeyError, TypeError: it is nothing of ours.
+        """
+        keys = ("expected", "found", "remedy", "detail")
+        return cls(said["message"], **{key: said[key] for key in keys if key in said})
 
 
 class UsageError(MarwrightError, ValueError):

@@ -274,10 +274,8 @@ def _read(form: type[Any], asked: Any) -> Any:
 
 def _read_error(text: str) -> MarwrightError:
     """Return the error that a command of marwright has printed, last of all."""
-    with contextlib.suppress(ValueError, TypeError):  # it was killed, and said nothing
-        said = json.loads(text[text.rindex("{\n") :])
-        facts = ("message", "expected", "found", "remedy", "detail")
-        return ReleaseError(**{key: said[key] for key in facts if key in said})
+    with contextlib.suppress(ValueError, KeyError, TypeError):  # it was killed before
+        return ReleaseError.from_json(json.loads(text[text.rindex("{\n") :]))
     return ReleaseError("the release was cut off", found=text.strip()[-200:])
 
 

@@ -170,10 +170,8 @@ class Replica:
         with contextlib.suppress(OSError):
             path = self.folder / "output.log"
             text = path.read_text(encoding="utf-8", errors="replace")
-        with contextlib.suppress(ValueError, TypeError):  # it was killed, and said nothing
-            said = json.loads(text[text.rindex("{\n") :])
-            facts = ("message", "expected", "found", "remedy", "detail")
-            return ServerDiedError(**{key: said[key] for key in facts if key in said})
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # it was killed before
+            return ServerDiedError.from_json(json.loads(text[text.rindex("{\n") :]))
         return ServerDiedError(
             f"the supervisor of {self.name} has ended", detail=text[-TAIL_CHARACTERS:].strip()
         )

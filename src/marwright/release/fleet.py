@@ -70,8 +70,7 @@ class _Part:
         self.running, self.ended, self.silent = state["running"], state["ended"], ""
         error = state.get("error")
         if error and (self.word != "back" or self.ended == "stuck"):
-            facts = {key: value for key, value in error.items() if key != "error"}
-            self.problem = str(MarwrightError(**facts))
+            self.problem = str(ReleaseError.from_json(error))
         return fresh
 
 

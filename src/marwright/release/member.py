@@ -121,11 +121,7 @@ class Member:
                 remedy="name a file of tokens in its deploy.yaml: gateway.control",
             )
         try:
-            said = response.json()
-            facts = {
-                key: said[key] for key in ("expected", "found", "remedy", "detail") if key in said
-            }
-            return ReleaseError(said["message"], **facts)
+            return ReleaseError.from_json(response.json())
         except (ValueError, KeyError, TypeError):
             return ReleaseError(
                 f"{self.name} answered {status}", found=response.text[:SHOWN].strip()
