@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from dataclasses import replace
 from pathlib import Path
@@ -9,10 +10,19 @@ from typing import Any
 
 import pytest
 
-from marwright.errors import ConfigurationError, NotReadyError, ReleaseError, UsageError
+from marwright.errors import (
+    ConfigurationError,
+    ConnectionFailedError,
+    MarwrightError,
+    NotReadyError,
+    ReleaseError,
+    UsageError,
+)
 from marwright.gateway.configuration import Settings, render
 from marwright.gateway.control import Control
 from marwright.gateway.control_routes import UPLOADS, ControlSettings
+from marwright.release.member import Member
+from marwright.server.deployment import ServerSettings
 
 TOKEN = "c" * 32
 BEARER = f"Bearer {TOKEN}"
@@ -55,7 +65,8 @@ def test_nobody_else_is_let_in(
     start(settings)
     headers = {"authorization": token} if token else {}
     assert ask(settings, "/control/say", b"{}", **headers).status == 401
-    assert ask(settings, "/control/archives/a.mar", b"x", "PUT", **headers).status == 401
+    path = f"/control/archives/{DIGEST}/a.mar"
+    assert ask(settings, path, b"x", "PUT", **headers).status == 401
     assert not replica.asked
     assert not list((tmp_path / "gateway" / UPLOADS).iterdir())
 
@@ -75,21 +86,23 @@ def test_an_archive_is_put_whole_also_where_it_is_larger_than_a_request(
     content = bytes(range(256)) * 8192
     for _ in range(2):  # again, over what is there
         for name in ("cnn-2.0.mar", "cnn-2.0.mar.sig"):
-            path = f"/control/archives/{name}"
+            path = f"/control/archives/{DIGEST}/{name}"
             assert ask(settings, path, content, "PUT", authorization=BEARER).status in {201, 204}
-            assert (tmp_path / "gateway" / UPLOADS / name).read_bytes() == content
+            assert (tmp_path / "gateway" / UPLOADS / DIGEST / name).read_bytes() == content
 
 
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
-        ("PUT", "/control/archives/..%2Fnginx.conf.mar", 404),
-        ("PUT", "/control/archives/../a.mar", 404),
-        ("PUT", "/control/archives/.a.mar", 404),
-        ("PUT", "/control/archives/a.txt", 404),
-        ("PUT", "/control/archives/a.mar/b.mar", 404),
-        ("GET", "/control/archives/a.mar", 403),
-        ("DELETE", "/control/archives/a.mar", 403),
+        ("PUT", f"/control/archives/{DIGEST}/..%2F..%2Fnginx.conf.mar", 404),
+        ("PUT", f"/control/archives/{DIGEST}/../a.mar", 404),
+        ("PUT", f"/control/archives/{DIGEST}/.a.mar", 404),
+        ("PUT", f"/control/archives/{DIGEST}/a.txt", 404),
+        ("PUT", f"/control/archives/{DIGEST}/a.mar/b.mar", 404),
+        ("PUT", f"/control/archives/{DIGEST[1:]}/a.mar", 404),
+        ("PUT", "/control/archives/a.mar", 404),
+        ("GET", f"/control/archives/{DIGEST}/a.mar", 403),
+        ("DELETE", f"/control/archives/{DIGEST}/a.mar", 403),
         ("GET", "/control/say", 403),
         ("POST", "/control/status", 404),
         ("POST", "/control/", 404),
@@ -146,8 +159,8 @@ def test_only_the_archive_that_is_meant_is_released(tmp_path: Path) -> None:
     control, asked = Control(), {"archive": "a.mar", "digest": DIGEST}
     with pytest.raises(NotReadyError):
         control.check(asked)
-    (tmp_path / UPLOADS).mkdir()
-    (tmp_path / UPLOADS / "a.mar").write_bytes(b"another")
+    (tmp_path / UPLOADS / DIGEST).mkdir(parents=True)
+    (tmp_path / UPLOADS / DIGEST / "a.mar").write_bytes(b"another")
     with control.open(tmp_path, "site"), pytest.raises(ReleaseError, match=r"another a\.mar"):
         control.check(asked)
 
@@ -157,3 +170,30 @@ def test_a_release_that_is_not_known_cannot_move(tmp_path: Path) -> None:
     word = {"archive": "a.mar", "digest": DIGEST, "model": "a", "word": "move"}
     with control.open(tmp_path, "site"), pytest.raises(ReleaseError, match=r"no release of a\.mar"):
         control.say(word)
+
+
+def test_what_was_put_there_before_goes_with_the_next_check(tmp_path: Path) -> None:
+    control = Control()
+    for digest in (DIGEST, "0" * 64):
+        (tmp_path / UPLOADS / digest).mkdir(parents=True)
+        (tmp_path / UPLOADS / digest / "a.mar").write_bytes(b"archive")
+    with control.open(tmp_path, "nobody"), pytest.raises(MarwrightError):
+        control.check({"archive": "a.mar", "digest": DIGEST})  # no server has this name
+    assert [path.name for path in (tmp_path / UPLOADS).iterdir()] == [DIGEST]
+
+
+def test_a_site_that_is_away_is_not_heard_of(
+    start: Any, settings: Settings, replica: Any, tmp_path: Path
+) -> None:
+    """Its gateway answers, but that is no word of it: so its lease may end."""
+    start(settings)
+    (tmp_path / "token").write_text(TOKEN)
+    url = f"http://127.0.0.1:{settings.port}"
+    member = Member(ServerSettings(url=url, token=tmp_path / "token"), patience=5)
+    with contextlib.closing(member):
+        assert member.say({"word": "stay"}) == {"word": "stay"}
+        heard = member.heard
+        replica.stop()
+        with pytest.raises(ConnectionFailedError, match="its gateway says 502"):
+            member.say({"word": "stay"})
+        assert member.heard == heard

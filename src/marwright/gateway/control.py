@@ -1,6 +1,6 @@
 """Releases that are led from another machine: what its words make this site do.
 
-Who leads puts an archive into the gateway's uploads (configuration.py), has it checked, and has a
+Who leads puts an archive into the gateway's uploads (control_routes.py), has it checked, and has a
 release begun; then says a word about every second, which is answered with how the release stands.
 The release runs in a process of its own, as one that is made here; a word is a line on its standard
 input, and where none comes for its lease, it takes itself back (release/lead.py).
@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -21,9 +22,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from marwright.archive.digests import digest_stream
-from marwright.archive.signature import signature_path
 from marwright.errors import MarwrightError, NotReadyError, ReleaseError, UsageError
-from marwright.gateway.control_routes import UPLOADS
+from marwright.gateway.control_routes import DIGEST, UPLOADS
 from marwright.gateway.traffic import NAME
 from marwright.storage import translate_os_errors
 
@@ -33,7 +33,6 @@ CHECK_SECONDS = 120.0
 END_SECONDS = 90.0
 """How long a release may take to go back when its site is stopped."""
 ARCHIVE = rf"^{NAME}[.]mar$"
-DIGEST = r"^[0-9a-f]{64}$"
 
 State = dict[str, Any]
 """running; lines: what was decided since those that were seen; ended: how, and error: why."""
@@ -45,7 +44,7 @@ class _Asked(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     archive: str = Field(pattern=ARCHIVE, max_length=200)
-    digest: str = Field(pattern=DIGEST)
+    digest: str = Field(pattern=f"^{DIGEST}$")
 
 
 class _Begin(_Asked):
@@ -95,15 +94,19 @@ class Control:
             ReleaseError: all that speaks against it; or another file was uploaded.
         """
         wanted = _read(_Asked, asked)
-        command = ["release", self._find(wanted), "--to", self._name, "--check", "--json"]
-        done = subprocess.run(
-            _write_command(command),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=CHECK_SECONDS,
-            check=False,
-        )
+        path = self._find(wanted)
+        self._remove_others(wanted)
+        try:
+            done = subprocess.run(
+                _write_command(["release", path, "--to", self._name, "--check", "--json"]),
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=CHECK_SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as exc:
+            raise ReleaseError(f"it was not checked within {CHECK_SECONDS:g} s") from exc
         if done.returncode:
             raise _read_error(done.stderr)
         return json.loads(done.stdout)
@@ -122,7 +125,7 @@ class Control:
                 raise ReleaseError(
                     "another release is being made", found=self._errand.wanted.archive
                 )
-            command = ["release", self._place(wanted), "--to", self._name, "--json"]
+            command = ["release", str(self._place(wanted)), "--to", self._name, "--json"]
             self._errand = _Errand(wanted, [*command, f"--lease={wanted.lease}"])
             return self._errand.tell(0)
 
@@ -132,6 +135,7 @@ class Control:
         "back" also undoes a release that was finished, if it was the last one.
         """
         wanted = _read(_Word, asked)
+        self._place(wanted)
         with self._lock:
             errand = self._errand
             if errand is None or errand.wanted.digest != wanted.digest:
@@ -143,7 +147,7 @@ class Control:
             if errand.is_running:
                 errand.pass_on(wanted.word, wanted.reason)
             else:
-                self._remove(wanted.archive)
+                shutil.rmtree(self._place(wanted).parent, ignore_errors=True)
                 if errand.ended == "stuck":  # tried again when it is asked for again
                     self._errand = None
             return errand.tell(wanted.seen)
@@ -152,29 +156,31 @@ class Control:
         command = ["rollback", wanted.model, "--to", self._name, "--json"]
         return [*command, f"--digest={wanted.digest}", f"--reason={_fold(wanted.reason)}"]
 
-    def _place(self, wanted: _Asked) -> str:
-        """Return where an uploaded archive lies."""
+    def _place(self, wanted: _Asked) -> Path:
+        """Return where an uploaded archive lies; raises NotReadyError before there is any."""
         if self._uploads is None:
             raise NotReadyError("the site has not begun yet")
-        return str(self._uploads / wanted.archive)
+        return self._uploads / wanted.digest / wanted.archive
 
     def _find(self, wanted: _Asked) -> str:
         """Return where an uploaded archive lies; raises ReleaseError where it is another one."""
         path = self._place(wanted)
-        with translate_os_errors(f"read {wanted.archive}"), Path(path).open("rb") as stream:
+        with translate_os_errors(f"read {wanted.archive}"), path.open("rb") as stream:
             found = digest_stream(stream)
         if found != wanted.digest:
             raise ReleaseError(
                 f"another {wanted.archive} was uploaded", expected=wanted.digest, found=found
             )
-        return path
+        return str(path)
 
-    def _remove(self, archive: str) -> None:
-        """Remove an upload; the store has what was released."""
-        if self._uploads is not None:
-            path = self._uploads / archive
-            path.unlink(missing_ok=True)
-            signature_path(path).unlink(missing_ok=True)
+    def _remove_others(self, wanted: _Asked) -> None:
+        """Remove what was put here before, and came to nothing."""
+        folder = self._place(wanted).parent
+        with self._lock:
+            running = self._errand is not None and self._errand.is_running
+            for other in folder.parent.iterdir() if not running else ():
+                if other != folder:
+                    shutil.rmtree(other, ignore_errors=True)
 
 
 class _Errand:

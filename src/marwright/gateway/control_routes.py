@@ -12,10 +12,12 @@ from marwright.gateway.tokens import read_tokens, render_tokens
 from marwright.gateway.traffic import NAME
 from marwright.server.registry import KEY_HEADER
 
-__all__ = ["ControlSettings", "render_control", "render_control_tokens", "UPLOADS"]
+__all__ = ["ControlSettings", "DIGEST", "render_control", "render_control_tokens", "UPLOADS"]
 
 UPLOADS = "uploads"
 """The folder of the run folder that whoever has a control token puts archives into."""
+DIGEST = "[0-9a-f]{64}"
+"""An archive is put into a folder of this name: the SHA-256 of its file."""
 ARCHIVE_BYTES = "8g"
 """Largest archive that is uploaded."""
 ANSWER_SECONDS = 180
@@ -62,12 +64,13 @@ def render_control(control: ControlSettings) -> Iterator[str]:
     """Return where archives are put, and where words of a release go."""
     token = write_block("if ($controls = '')", "return 401;")
     yield write_block(
-        f'location ~ "^/control/archives/(?<file>{NAME}[.]mar(?:[.]sig)?)$"',
+        f'location ~ "^/control/archives/(?<digest>{DIGEST})/(?<file>{NAME}[.]mar(?:[.]sig)?)$"',
         token,
         write_block("limit_except PUT", "deny all;"),
         f"client_max_body_size {ARCHIVE_BYTES};",
         "dav_methods PUT;",
-        f"alias {UPLOADS}/$file;",
+        "create_full_put_path on;",
+        f"alias {UPLOADS}/$digest/$file;",
     )
     yield write_block(
         'location ~ "^/control/(?<operation>check|begin|say)$"',

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -28,10 +27,12 @@ CHECK_SECONDS = 180.0
 """An archive is checked there, samples and all."""
 UPLOAD_SECONDS = 600.0
 SHOWN = 200
+_AWAY = (502, 503, 504)
+"""What a gateway answers whose site is away: it may come back."""
 
 
 class Member:
-    """Talks to one server; use it in a `with` block. One thread at a time.
+    """Talks to one server, until `close`. One thread at a time.
 
     `patience`: seconds that a word may take, well below the lease of the others that wait for it.
     """
@@ -51,24 +52,17 @@ class Member:
         self.heard = time.monotonic()
         """When it answered last."""
 
-    def __enter__(self) -> Member:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """End its connections."""
         self._session.close()
 
-    def upload(self, path: Path) -> None:
+    def upload(self, path: Path, digest: str) -> None:
         """Put an archive there, and its signature if it has one."""
         for source in (path, signature_path(path)):
             if not source.exists():
                 continue
             with translate_os_errors(f"read {source}"), source.open("rb") as stream:
-                target = f"archives/{source.name}"
+                target = f"archives/{digest}/{source.name}"
                 self._ask("PUT", target, seconds=UPLOAD_SECONDS, data=stream)
 
     def check(self, asked: Mapping[str, Any]) -> Any:
@@ -87,7 +81,8 @@ class Member:
         """Return what it answers.
 
         Raises:
-            ConnectionFailedError: it cannot be reached, or is not what it is said to be.
+            ConnectionFailedError: it cannot be reached, or is not what it is said to be; or its
+                gateway answers alone.
             TokenRejectedError: the token is wrong.
             ReleaseError: it refuses, and says why.
         """
@@ -103,6 +98,10 @@ class Member:
             raise ConnectionFailedError(
                 f"{self.name} cannot be reached", found=_name_cause(exc)
             ) from exc
+        if response.status_code in _AWAY:
+            raise ConnectionFailedError(
+                f"{self.name} cannot be reached", found=f"its gateway says {response.status_code}"
+            )
         self.heard = time.monotonic()
         if response.ok:
             return response.json() if response.content else None

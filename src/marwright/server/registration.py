@@ -73,18 +73,17 @@ def register(
     policy = read_policy(endpoint.policy) if endpoint.policy else find_policy(store)
     added = _bring_into_store(archive, store, policy)
     staging = Staging(endpoint.staging, policy) if endpoint.staging else None
-    staged = False
     try:
-        if staging is not None:
-            entry = entry or ModelEntry(archive=archive.name)
-            wanted = read_wanted(Deployment(store=store), entry)
-            if wanted.changes or archive.name not in staging.list_unchanged([wanted]):
-                staging.stage(wanted)
-                staged = True
-        return start_version(client, archive.name, (manifest.name, manifest.version), workers)
+        with contextlib.ExitStack() as stack:
+            if staging is not None:
+                wanted = read_wanted(
+                    Deployment(store=store), entry or ModelEntry(archive=archive.name)
+                )
+                # Without an entry, what is staged keeps the settings that it has.
+                if entry is not None or archive.name not in staging.list_unchanged([wanted]):
+                    stack.enter_context(staging.try_stage(wanted))
+            return start_version(client, archive.name, (manifest.name, manifest.version), workers)
     except (AnswerError, ArchiveError, ModelLoadError):
-        if staging is not None and staged:
-            staging.unstage(archive.name)
         for path in added:  # else the next `marwright serve` of the whole store stumbles over it
             path.unlink(missing_ok=True)
         raise
