@@ -148,12 +148,19 @@ def test_workers_may_not_take_more_memory_together_than_there_is(
         ("gateway:\n  tokens: spaced", 3, "gateway.tokens", "does not hold tokens of letters"),
         ("gateway:\n  tokens: none", 3, "gateway.tokens", "does not hold tokens of letters"),
         ("gateway:\n  tokens: two", None, "", ""),
+        ("gateway:\n  control: gone", 3, "gateway.control", "cannot be read: No such file"),
+        ("gateway:\n  control: two", 3, "gateway.control", "could be guessed"),
+        ("gateway: {tokens: long, control: long}", 2, "gateway.control", "of the clients"),
+        ("gateway: {host: 10.0.0.1, control: long}", 2, "gateway.control", "it takes tls"),
+        ("gateway: {tokens: gone, control: two}", 2, "gateway.tokens", "cannot be read"),
+        ("gateway: {control: long}", None, "", ""),
     ],
 )
 def test_what_no_gateway_can_be_is_a_problem_with_its_line(
     tmp_path: Path, two: Path, lines: str, line: int | None, where: str, text: str
 ) -> None:
-    for name, content in {"spaced": "one two\n", "none": "\n", "two": "one\n\ntwo\n"}.items():
+    files = {"spaced": "one two\n", "none": "\n", "two": "one\n\ntwo\n", "long": "a" * 20}
+    for name, content in files.items():
         (tmp_path / name).write_text(content)
     (tmp_path / "deploy.yaml").write_text(f"store: {two}\n{lines}\n")
     deployment, document = Deployment.parse(tmp_path / "deploy.yaml")
@@ -163,6 +170,44 @@ def test_what_no_gateway_can_be_is_a_problem_with_its_line(
         return
     assert [(problem.line, problem.where) for problem in found] == [(line, where)]
     assert text in found[0].found
+
+
+ONE = "{url: 'https://10.0.0.1:8000', token: long}"
+
+
+@pytest.mark.parametrize(
+    ("lines", "found"),
+    [
+        (f"servers: [{ONE}]", {}),
+        ("servers: [{url: 'http://127.0.0.1:8000', token: long}]", {}),
+        ("servers: []", {"servers": "names none"}),
+        (
+            "servers: [{url: 'http://10.0.0.1:8000', token: gone, authority: gone}]",
+            {
+                "servers.0.url": "https, or loopback",
+                "servers.0.token": "cannot be read: No such file",
+                "servers.0.authority": "there is no file",
+            },
+        ),
+        (f"servers: [{ONE}, {ONE}]", {"servers.1.url": "is the server 0 too"}),
+        (
+            f"servers: [{ONE}]\nmodels: [cnn.mar]\nreplicas: 2",
+            {"models": "not beside servers", "replicas": "each server's own deploy.yaml"},
+        ),
+    ],
+)
+def test_what_no_fleet_can_be_is_said_all_at_once(
+    tmp_path: Path, lines: str, found: dict[str, str]
+) -> None:
+    """It needs no store and no archives here."""
+    (tmp_path / "long").write_text("a" * 20)
+    (tmp_path / "deploy.yaml").write_text(f"{lines}\n")
+    deployment, document = Deployment.parse(tmp_path / "deploy.yaml")
+    problems = {problem.where: problem for problem in examine(deployment, document)}
+    assert set(problems) == set(found)
+    for where, text in found.items():
+        assert text in problems[where].found
+        assert problems[where].line
 
 
 def test_a_gateway_needs_nginx_and_a_port_that_is_free(

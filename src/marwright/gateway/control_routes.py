@@ -10,6 +10,7 @@ from marwright.errors import ConfigurationError
 from marwright.gateway.directives import quote_text, write_block
 from marwright.gateway.tokens import read_tokens, render_tokens
 from marwright.gateway.traffic import NAME
+from marwright.server.examination import judge_control
 from marwright.server.registry import KEY_HEADER
 
 __all__ = ["ControlSettings", "DIGEST", "render_control", "render_control_tokens", "UPLOADS"]
@@ -21,7 +22,6 @@ DIGEST = "[0-9a-f]{64}"
 ARCHIVE_BYTES = "8g"
 """Largest archive that is uploaded."""
 ANSWER_SECONDS = 180
-SHORTEST_TOKEN = 20
 
 
 @dataclass(frozen=True)
@@ -45,18 +45,8 @@ def render_control_tokens(control: ControlSettings, clients: Path | None) -> Ite
         ConfigurationError: a client has one of them too, or one is short.
     """
     tokens = read_tokens(control.tokens)
-    known = read_tokens(clients) if clients else []
-    if set(tokens) & set(known):
-        raise ConfigurationError(
-            f"{control.tokens} has a token of the clients",
-            remedy="give those who may release tokens of their own",
-        )
-    if min(map(len, tokens)) < SHORTEST_TOKEN:
-        raise ConfigurationError(
-            f"{control.tokens} has a token that could be guessed",
-            expected=f"{SHORTEST_TOKEN} characters or more",
-            remedy="make one: openssl rand -hex 32",
-        )
+    for problem in judge_control(control.tokens, clients):
+        raise ConfigurationError(problem)
     yield from render_tokens(tokens, "controls")
 
 

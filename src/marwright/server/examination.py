@@ -19,15 +19,18 @@ from pydantic import ValidationError
 from marwright.archive.admission import admit, find_policy
 from marwright.archive.document import Document, Problem
 from marwright.errors import MarwrightError
-from marwright.server.deployment import Deployment, TlsFiles
+from marwright.server.deployment import Deployment, ServerSettings, TlsFiles
 from marwright.server.memory import read_memory
 from marwright.server.nginx import find_nginx
 from marwright.server.ports import is_free
 from marwright.server.wanted import Wanted, read_wanted
 
-__all__ = ["BEARER_TOKEN", "examine", "examine_rest"]
+__all__ = ["BEARER_TOKEN", "examine", "examine_rest", "judge_control"]
 
 Keys = list[str | int]
+FLEET_KEYS = {"servers", "releases", "store"}
+"""What a deploy.yaml says that names servers."""
+SHORTEST_CONTROL_TOKEN = 20
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 SHOWN = 5
 """Archives of the store that are named in place of a missing one."""
@@ -50,16 +53,18 @@ def examine(
     before and have not changed since. `places` are those of the models in the document, where
     some of its entries were left out.
     """
-    found = [
-        *_check_fleet(deployment, starting=starting),
-        *(() if deployment.servers is not None else _check_store(deployment, trusted)),
-        *_check_access(deployment),
-        *_check_gateway(deployment),
-        *_check_tls(deployment),
-        *_check_memory(deployment),
-        *_check_properties(deployment),
-        *(_check_ports(deployment) if starting else ()),
-    ]
+    if deployment.servers is not None:
+        found = [*_check_fleet(deployment.servers, deployment.model_fields_set, starting=starting)]
+    else:
+        found = [
+            *_check_store(deployment, trusted),
+            *_check_access(deployment),
+            *_check_gateway(deployment),
+            *_check_tls(deployment),
+            *_check_memory(deployment),
+            *_check_properties(deployment),
+            *(_check_ports(deployment) if starting else ()),
+        ]
     if places is not None:
         found = [(_move(keys, places), text) for keys, text in found]
     return [
@@ -137,11 +142,10 @@ def _move(keys: Keys, places: Sequence[int]) -> Keys:
     return [group, places[int(rest[0])], *rest[1:]] if group == "models" and rest else keys
 
 
-def _check_fleet(deployment: Deployment, *, starting: bool) -> Iterator[tuple[Keys, str]]:
-    """Check the servers that are released to, and what goes not with them."""
-    servers = deployment.servers
-    if servers is None:
-        return
+def _check_fleet(
+    servers: Sequence[ServerSettings], keys: Collection[str], *, starting: bool
+) -> Iterator[tuple[Keys, str]]:
+    """Check the servers that are released to; `keys` are all that the file says."""
     if starting:
         yield ["servers"], "run elsewhere: marwright release ARCHIVE --to this file"
     if not servers:
@@ -161,7 +165,7 @@ def _check_fleet(deployment: Deployment, *, starting: bool) -> Iterator[tuple[Ke
         yield from _check_tokens(server.token, ["servers", number, "token"])
         if server.authority is not None and not server.authority.is_file():
             yield ["servers", number, "authority"], f"there is no file {server.authority}"
-    for key in sorted({"gateway", "models", "replicas"} & deployment.model_fields_set):
+    for key in sorted(set(keys) - FLEET_KEYS):
         yield [key], "is said by each server's own deploy.yaml, not beside servers"
 
 
@@ -261,13 +265,32 @@ def _check_gateway(deployment: Deployment) -> Iterator[tuple[Keys, str]]:
         find_nginx()
     except MarwrightError as exc:
         yield ["gateway"], str(exc)
-    if gateway.tokens is not None:
-        yield from _check_tokens(gateway.tokens, ["gateway", "tokens"])
+    unusable = [
+        item
+        for key in ("tokens", "control")
+        if (path := getattr(gateway, key)) is not None
+        for item in _check_tokens(path, ["gateway", key])
+    ]
+    yield from unusable
     if gateway.control is not None:
-        yield from _check_tokens(gateway.control, ["gateway", "control"])
+        keys: Keys = ["gateway", "control"]
+        if not unusable:
+            yield from ((keys, text) for text in judge_control(gateway.control, gateway.tokens))
         if deployment.tls is None and gateway.host not in LOOPBACK:
-            text = "would let others read the tokens at this host: it takes tls"
-            yield ["gateway", "control"], text
+            yield keys, "would let others read the tokens at this host: it takes tls"
+
+
+def judge_control(control: Path, clients: Path | None) -> Iterator[str]:
+    """Yield why the tokens of a file protect no releases; of `clients`, none may be among them.
+
+    Both files can be read.
+    """
+    tokens = control.read_text("utf-8").split()
+    if clients is not None and set(tokens) & set(clients.read_text("utf-8").split()):
+        yield f"{control} has a token of the clients: give those who may release their own"
+    if min(map(len, tokens)) < SHORTEST_CONTROL_TOKEN:
+        least = f"it takes {SHORTEST_CONTROL_TOKEN} characters"
+        yield f"{control} has a token that could be guessed: {least}, as of openssl rand -hex 32"
 
 
 def _check_tokens(path: Path, keys: Keys) -> Iterator[tuple[Keys, str]]:
