@@ -22,7 +22,7 @@ from marwright.gateway.configuration import Settings, render
 from marwright.gateway.control import Control
 from marwright.gateway.control_routes import UPLOADS, ControlSettings
 from marwright.release.member import Member
-from marwright.server.deployment import ServerSettings
+from marwright.server.sections import ServerSettings
 
 TOKEN = "c" * 32
 BEARER = f"Bearer {TOKEN}"

@@ -11,7 +11,7 @@ import pytest
 from tests.loads import Reports, find_unanswered
 
 from marwright.release.gates import Agreement, Canary, agree
-from marwright.server.deployment import CanarySettings, ReleaseSettings
+from marwright.server.sections import CanarySettings, ReleaseSettings
 
 Load = Callable[..., Any]
 Record = Callable[..., None]

@@ -11,8 +11,9 @@ from pydantic import ValidationError
 
 from marwright.archive.admission import POLICY_NAME
 from marwright.errors import ConfigurationError, StorageError
-from marwright.server.deployment import Deployment, parse_size
+from marwright.server.deployment import Deployment
 from marwright.server.ports import Ports
+from marwright.server.sections import parse_size
 
 
 def write(folder: Path, text: str) -> Path:

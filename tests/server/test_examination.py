@@ -9,8 +9,9 @@ from marwright.archive.admission import POLICY_NAME
 from marwright.archive.document import Document
 from marwright.errors import ConfigurationError
 from marwright.server import examination, nginx
-from marwright.server.deployment import Deployment, PortSettings
+from marwright.server.deployment import Deployment
 from marwright.server.examination import examine, examine_rest
+from marwright.server.sections import PortSettings
 
 
 @pytest.fixture(scope="module")

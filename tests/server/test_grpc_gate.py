@@ -20,7 +20,8 @@ from marwright.client.grpc_protocol import read_protocol
 from marwright.client.tokens import TokenFile
 from marwright.errors import AnswerError
 from marwright.server import TorchServe
-from marwright.server.deployment import AccessSettings, Deployment
+from marwright.server.deployment import Deployment
+from marwright.server.sections import AccessSettings
 
 pytestmark = pytest.mark.server
 

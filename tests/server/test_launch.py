@@ -13,8 +13,9 @@ import pytest
 
 from marwright.errors import ServerError
 from marwright.server import Ports
-from marwright.server.deployment import AccessSettings, Deployment, ModelEntry
+from marwright.server.deployment import Deployment, ModelEntry
 from marwright.server.launch import Launch, clear_run_folder, find_package, make_run_folder
+from marwright.server.sections import AccessSettings
 from marwright.server.wanted import list_wanted
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from marwright.errors import StorageError, UsageError
-from marwright.server.deployment import AccessSettings, Deployment
+from marwright.server.deployment import Deployment
 from marwright.server.properties import read_properties, render_properties
 from marwright.server.rendering import render_deployment
+from marwright.server.sections import AccessSettings
 
 DEFAULTS = render_deployment(Deployment())
 

@@ -18,8 +18,9 @@ from marwright.gateway.configuration import Settings
 from marwright.gateway.control_routes import UPLOADS, ControlSettings
 from marwright.gateway.traffic import Traffic
 from marwright.server.certificate import Certificate, make_certificate
-from marwright.server.deployment import Deployment, GatewaySettings, TlsFiles
+from marwright.server.deployment import Deployment
 from marwright.server.launch import make_run_folder
+from marwright.server.sections import GatewaySettings, TlsFiles
 from marwright.storage import translate_os_errors, write_file
 
 __all__ = ["SiteFiles"]

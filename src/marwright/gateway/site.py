@@ -36,11 +36,12 @@ from marwright.gateway.overview import SiteStatus, describe_replicas, join_versi
 from marwright.gateway.replica import Replica, end_left
 from marwright.gateway.splits import Splits
 from marwright.server.change import Change, list_changes
-from marwright.server.deployment import Deployment, GatewaySettings
+from marwright.server.deployment import Deployment
 from marwright.server.launch import count_cores
 from marwright.server.nginx import find_nginx
 from marwright.server.ports import is_free
 from marwright.server.registry import announce
+from marwright.server.sections import GatewaySettings
 from marwright.server.supervision.boot import warn_of_certificate, warn_of_root
 from marwright.server.supervision.health import Health, open_health
 from marwright.server.supervision.inspection import look_anew, restart_server

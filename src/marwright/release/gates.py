@@ -22,7 +22,7 @@ from marwright.release.statistics import (
     compare_latency,
     judge_agreement,
 )
-from marwright.server.deployment import CanarySettings, ReleaseSettings
+from marwright.server.sections import CanarySettings, ReleaseSettings
 
 __all__ = ["Agreement", "ARMS", "Canary", "is_prediction", "PARTS", "read_body", "Verdict"]
 

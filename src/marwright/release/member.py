@@ -17,7 +17,7 @@ from marwright.errors import (
     ReleaseError,
     TokenRejectedError,
 )
-from marwright.server.deployment import ServerSettings
+from marwright.server.sections import ServerSettings
 from marwright.storage import translate_os_errors
 
 __all__ = ["Member"]

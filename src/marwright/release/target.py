@@ -13,7 +13,7 @@ from marwright.client import Client, Endpoint, ModelVersion
 from marwright.errors import ModelNotFoundError, NoServerError, UsageError
 from marwright.release.history import HISTORY_NAME, History
 from marwright.server.change import hold_server, make_change, prepare_change
-from marwright.server.deployment import Deployment, ReleaseSettings
+from marwright.server.deployment import Deployment
 from marwright.server.registry import (
     DEPLOYMENT_NAME,
     Record,
@@ -22,6 +22,7 @@ from marwright.server.registry import (
     list_replicas,
     state_folder,
 )
+from marwright.server.sections import ReleaseSettings
 from marwright.server.staging import Staging
 from marwright.server.supervision.inspection import ask_supervisor
 from marwright.storage import translate_os_errors

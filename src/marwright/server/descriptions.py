@@ -1,4 +1,4 @@
-"""What deploy.yaml's keys mean, read from the texts below them in deployment.py.
+"""What deploy.yaml's keys mean, read from the texts below them in deployment.py and sections.py.
 
 Pydantic can do so itself, whenever the module is imported: 40 ms of each command, for texts that
 few ask for.
@@ -15,9 +15,10 @@ from typing import Any
 __all__ = ["add_descriptions"]
 
 
-def add_descriptions(schema: dict[str, Any], module: ModuleType) -> dict[str, Any]:
-    """Return a JSON schema with the texts that stand below its models' fields in a module."""
-    texts = {(name, field): text for name, field, text in _list_texts(module)}
+def add_descriptions(schema: dict[str, Any], *modules: ModuleType) -> dict[str, Any]:
+    """Return a JSON schema with the texts that stand below its models' fields in modules."""
+    listed = (item for module in modules for item in _list_texts(module))
+    texts = {(name, field): text for name, field, text in listed}
     models = {schema.get("title", ""): schema, **schema.get("$defs", {})}
     for name, model in models.items():
         for field, value in model.get("properties", {}).items():

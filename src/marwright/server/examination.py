@@ -19,10 +19,11 @@ from pydantic import ValidationError
 from marwright.archive.admission import admit, find_policy
 from marwright.archive.document import Document, Problem
 from marwright.errors import MarwrightError
-from marwright.server.deployment import Deployment, ServerSettings, TlsFiles
+from marwright.server.deployment import Deployment
 from marwright.server.memory import read_memory
 from marwright.server.nginx import find_nginx
 from marwright.server.ports import is_free
+from marwright.server.sections import ServerSettings, TlsFiles
 from marwright.server.wanted import Wanted, read_wanted
 
 __all__ = ["BEARER_TOKEN", "examine", "examine_rest", "judge_control"]

@@ -22,13 +22,14 @@ from marwright.client import Endpoint
 from marwright.client.endpoint import SUPERVISOR_KEY_NAME
 from marwright.errors import ServerError
 from marwright.server.certificate import Certificate, make_certificate
-from marwright.server.deployment import Deployment, TlsFiles
+from marwright.server.deployment import Deployment
 from marwright.server.frontend import write_classes
 from marwright.server.java import find_java
 from marwright.server.keys import SECRET_NAMES
 from marwright.server.ports import Ports
 from marwright.server.properties import render_properties
 from marwright.server.rendering import render_deployment, render_java_options, render_models
+from marwright.server.sections import TlsFiles
 from marwright.server.wanted import Wanted
 from marwright.storage import translate_os_errors
 

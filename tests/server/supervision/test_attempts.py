@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 
 from marwright.errors import ServerDiedError
-from marwright.server.deployment import SupervisionSettings
+from marwright.server.sections import SupervisionSettings
 from marwright.server.supervision.attempts import Attempts
 
 

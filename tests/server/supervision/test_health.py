@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from marwright.errors import PortTakenError
-from marwright.server.deployment import PortSettings
 from marwright.server.registry import KEY_HEADER, announce_folder
+from marwright.server.sections import PortSettings
 from marwright.server.supervision.health import Health, open_health
 from marwright.server.supervision.status import Status, VersionStatus
 

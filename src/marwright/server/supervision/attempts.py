@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from marwright.errors import MarwrightError, ServerDiedError
-from marwright.server.deployment import SupervisionSettings
+from marwright.server.sections import SupervisionSettings
 from marwright.server.torchserve import TorchServe
 from marwright.server.worker_log import read_failures
 

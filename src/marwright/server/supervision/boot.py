@@ -13,8 +13,9 @@ from pathlib import Path
 
 from marwright.errors import ClientError, NotReadyError, ServerDiedError, UsageError
 from marwright.server.certificate import warn_of_expiry
-from marwright.server.deployment import Deployment, TlsFiles
+from marwright.server.deployment import Deployment
 from marwright.server.process import Process
+from marwright.server.sections import TlsFiles
 from marwright.server.supervision.status import list_restart_reasons
 from marwright.server.torchserve import TorchServe
 

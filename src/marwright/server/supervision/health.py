@@ -18,9 +18,9 @@ from types import TracebackType
 from typing import Any, Literal
 
 from marwright.errors import MarwrightError, PortTakenError
-from marwright.server.deployment import PortSettings
 from marwright.server.ports import HOST
 from marwright.server.registry import KEY_HEADER
+from marwright.server.sections import PortSettings
 from marwright.server.supervision.status import Status
 
 __all__ = ["Health", "open_health"]

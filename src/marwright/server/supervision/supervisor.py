@@ -24,9 +24,10 @@ from typing import Any
 from marwright.client import Client, Endpoint, Retries
 from marwright.errors import ClientError, JavaError, MarwrightError, ServerError
 from marwright.server.change import prepare_change
-from marwright.server.deployment import Deployment, LoggingSettings
+from marwright.server.deployment import Deployment
 from marwright.server.process import read_server_pid
 from marwright.server.registry import announce
+from marwright.server.sections import LoggingSettings
 from marwright.server.state import State, read_state
 from marwright.server.supervision.attempts import Attempts
 from marwright.server.supervision.boot import adopt, boot, warn_of_certificate, warn_of_root
