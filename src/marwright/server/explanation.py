@@ -188,8 +188,8 @@ def _describe(schema: Mapping[str, Any], field: Mapping[str, Any]) -> str:
     names |= {"string": "text", "object": "a mapping", "number": "number"}
     name = "path" if field.get("format") == "path" else names.get(field.get("type", ""), "anything")
     low, high = field.get("minimum"), field.get("maximum")
-    if low is None and high is None:
-        return name
+    if low is None:
+        return name if high is None else f"{name}, {high:,} at most"
     return f"{name}, {low:,} to {high:,}" if high is not None else f"{name} from {low:,}"
 
 

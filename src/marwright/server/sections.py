@@ -19,13 +19,17 @@ from pydantic import (
 __all__ = [
     "AccessSettings",
     "CanarySettings",
+    "DriftSettings",
     "GatewaySettings",
     "JvmSettings",
     "LimitSettings",
     "LoggingSettings",
+    "MailSettings",
+    "MonitoringSettings",
     "parse_size",
     "place_path",
     "PortSettings",
+    "PredictionSettings",
     "read_switch",
     "ReleaseSettings",
     "ServerSettings",
@@ -33,6 +37,7 @@ __all__ = [
     "Size",
     "STRICT",
     "SupervisionSettings",
+    "TargetSettings",
     "TlsFiles",
 ]
 
@@ -321,3 +326,107 @@ class ReleaseSettings(BaseModel):
     lease_seconds: float = Field(default=30.0, ge=5, le=3600)
     """How long a server of a fleet goes on without a word of who leads the release; then it takes
     itself back."""
+
+
+class PredictionSettings(BaseModel):
+    """The prediction log: what models answered, sampled, to Parquet by day."""
+
+    model_config = STRICT
+
+    share: Percent = 10
+    """Percent of requests that are kept, the same ones in every server."""
+    folder: Path = Field(default=Path("predictions"), validate_default=True)
+    """Where they are kept."""
+    keep_days: int = Field(default=30, ge=1, le=3650)
+    """Days after which a day's files are removed."""
+    most_bytes: Size = Field(default=1 << 30, ge=1 << 20)
+    """Most bytes of the folder; the oldest day goes first."""
+    inputs: Literal["none", "digest", "whole"] = "digest"
+    """What is kept of an input: nothing, its SHA-256, or also the input itself."""
+    input_bytes: Size = Field(default=1 << 16, ge=0, le=1 << 24)
+    """Size above which an input is kept as its digest alone."""
+    redact: list[str] = []
+    """What is never written: prediction, confidence, request, embedding, features, or one of them
+    as features.NAME."""
+    score: Literal["none", "energy", "softmax"] = "none"
+    """How far a request is from what the model learnt: the energy of its logits, or 1 minus the
+    highest probability."""
+
+    @field_validator("folder")
+    @classmethod
+    def _resolve(cls, path: Path, info: ValidationInfo) -> Path:
+        return place_path(path, info)
+
+
+class DriftSettings(BaseModel):
+    """When live requests count as others than those of the training."""
+
+    model_config = STRICT
+
+    window: int = Field(default=500, ge=50, le=100_000)
+    """How many logged predictions of a version are compared with its reference."""
+    every_seconds: float = Field(default=60.0, ge=1, le=86_400)
+    """How often."""
+    error_rate: float = Field(default=0.01, gt=0, lt=0.5)
+    """The chance that a window without a shift is called one, all comparisons together."""
+
+
+class TargetSettings(BaseModel):
+    """What is promised to clients, and alerts are measured by."""
+
+    model_config = STRICT
+
+    availability: float = Field(default=99.9, gt=0, lt=100)
+    """Percent of requests that must not fail with a 5xx status, over 30 days."""
+    p99_seconds: float = Field(default=1.0, gt=0, le=10)
+    """Seconds within which 99 of 100 requests are to be answered."""
+
+
+class MailSettings(BaseModel):
+    """Where alerts are mailed to."""
+
+    model_config = STRICT
+
+    to: str = Field(min_length=3)
+    """The address."""
+    sender: str = Field(min_length=3)
+    """The address that they come from."""
+    server: str = Field(pattern=r"^[^:\s]+:\d+$")
+    """The mail server, HOST:PORT."""
+    user: str | None = None
+    """Its user; nobody signs in where not said."""
+    password: Path | None = None
+    """A file with that user's password."""
+    tls: bool = True
+    """Whether the mail server must encrypt."""
+
+    @field_validator("password")
+    @classmethod
+    def _resolve(cls, path: Path | None, info: ValidationInfo) -> Path | None:
+        return path and place_path(path, info)
+
+
+class MonitoringSettings(BaseModel):
+    """What is watched, and who is told."""
+
+    model_config = STRICT
+
+    predictions: Annotated[PredictionSettings | None, BeforeValidator(read_switch)] = None
+    """The prediction log; true: with its defaults."""
+    drift: DriftSettings = DriftSettings()
+    targets: TargetSettings = TargetSettings()
+    prometheus: Port = 9090
+    """Where Prometheus listens, on loopback."""
+    alertmanager: Port = 9093
+    """Where Alertmanager listens, on loopback."""
+    keep_days: int = Field(default=15, ge=1, le=3650)
+    """Days that Prometheus keeps what it has read."""
+    webhook: Path | None = None
+    """A file with the URL that alerts are posted to, which may hold a secret."""
+    mail: MailSettings | None = None
+    """Whom alerts are mailed to."""
+
+    @field_validator("webhook")
+    @classmethod
+    def _resolve(cls, path: Path | None, info: ValidationInfo) -> Path | None:
+        return path and place_path(path, info)

@@ -1,0 +1,1 @@
+"""Watching served models: alerts, the prediction log, drift, quality, and pages to look at."""

@@ -1,0 +1,1 @@
+"""What a server counts, on one endpoint: /metrics beside its health endpoints."""
