@@ -93,6 +93,7 @@ class AsyncClient:
     infer = awaited(inference.infer)
     health = awaited(inference.ask_health)
     metrics = awaited(inference.read_metrics)
+    metrics_text = awaited(inference.read_metrics_text)
     openapi = awaited(inference.read_openapi)
 
     async def predict_many(

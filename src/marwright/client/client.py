@@ -95,6 +95,7 @@ class Client:
     infer = blocking(inference.infer)
     health = blocking(inference.ask_health)
     metrics = blocking(inference.read_metrics)
+    metrics_text = blocking(inference.read_metrics_text)
     openapi = blocking(inference.read_openapi)
 
     def predict_many(

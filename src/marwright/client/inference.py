@@ -32,6 +32,7 @@ __all__ = [
     "predict_parts",
     "predict_v1",
     "read_metrics",
+    "read_metrics_text",
     "read_openapi",
 ]
 
@@ -177,6 +178,18 @@ def read_metrics(*, names: Sequence[str] = (), timeout: float | None = None) -> 
         "GET",
         "/metrics" + (f"?{query}" if query else ""),
         lambda response, _: Metrics.from_response(response.body.decode("utf-8", "replace")),
+        safe=True,
+        timeout=timeout,
+    )
+
+
+def read_metrics_text(*, timeout: float | None = None) -> Call[str]:
+    """Read what server and models count as the text that it is, which takes a tenth of the time."""
+    return Call(
+        "metrics",
+        "GET",
+        "/metrics",
+        lambda response, _: response.body.decode("utf-8", "replace"),
         safe=True,
         timeout=timeout,
     )

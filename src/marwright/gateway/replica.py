@@ -32,7 +32,7 @@ FIRST_PAUSE = 1.0
 DERIVED = "deploy.yaml"
 PLANNED = "planned.yaml"
 TAIL_CHARACTERS = 2000
-_OWN = ("gateway", "replicas", "releases", "tls", "ports", "name")
+_OWN = ("gateway", "monitoring", "replicas", "releases", "tls", "ports", "name")
 """Keys of a deployment that are the gateway's, or differ between replicas."""
 
 
@@ -226,6 +226,8 @@ def derive(deployment: Deployment, *, gateway_key: Path) -> dict[str, Any]:
     if deployment.access.tokens:
         access["gateway_key"] = str(gateway_key)
     values = {key: value for key, value in values.items() if key not in _OWN}
+    if predictions := deployment.monitoring.predictions:  # all of them fill one folder
+        values["monitoring"] = {"predictions": predictions.model_dump(mode="json")}
     return {**values, "store": str(deployment.store), "ports": "free", "access": access}
 
 

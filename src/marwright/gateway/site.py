@@ -32,12 +32,14 @@ from marwright.gateway.configuration import Settings
 from marwright.gateway.control import Control
 from marwright.gateway.files import SiteFiles
 from marwright.gateway.gateway import Gateway
+from marwright.gateway.measures import SiteMeasures
 from marwright.gateway.overview import SiteStatus, describe_replicas, join_versions
 from marwright.gateway.replica import Replica, end_left
 from marwright.gateway.splits import Splits
 from marwright.server.change import Change, list_changes
 from marwright.server.deployment import Deployment
 from marwright.server.launch import count_cores
+from marwright.server.metrics.exposition import Exposition
 from marwright.server.nginx import find_nginx
 from marwright.server.ports import is_free
 from marwright.server.registry import announce
@@ -94,6 +96,7 @@ class Site:
         self._replicas: list[Replica] = []
         self._gateway: Gateway | None = None
         self._control = Control()
+        self._measures = SiteMeasures()
         self._obstacle = ""
         """Why the gateway could not be mended at the last look."""
         self._lock = threading.RLock()
@@ -172,6 +175,7 @@ class Site:
             self.deployment.ports,
             last=self._tenure.find_health_port(),
             key=self._tenure.key,
+            scrape=self._scrape,
             answers={
                 "/apply": self.apply,
                 "/current": lambda _: {"current": self.is_current()},
@@ -179,6 +183,16 @@ class Site:
                 **self._splits.answers,
                 **self._control.answers,
             },
+        )
+
+    def _scrape(self) -> Exposition:
+        gateway = self._gateway
+        return self._measures.scrape(
+            self._status,
+            self._replicas[:],
+            self._splits.traffic.splits,
+            run_folder=self._found.folder,
+            gateway_runs=gateway is not None and gateway.exit_status is None,
         )
 
     @property

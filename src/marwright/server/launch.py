@@ -59,6 +59,9 @@ SPIN_COUNT = "30000"
 
 Where other work had the cores, a batch then took 2.8 ms instead of 45; elsewhere as long as before.
 """
+PREDICTIONS_VARIABLE = "MARWRIGHT_PREDICTIONS"
+SPOOL_BYTES = 64 << 20
+"""Most that workers write before somebody collects it: some 60,000 predictions."""
 CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 
 
@@ -194,8 +197,18 @@ class Launch:
             },
             **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(self.run_folder / "tmp")),
             **dict.fromkeys(("LOG_LOCATION", "METRICS_LOCATION"), logs),
+            **self._describe_prediction_log(),
             **_limit_threads(sum(item.workers for item in self.wanted), os.environ),
         }
+
+    def _describe_prediction_log(self) -> dict[str, str]:
+        """Return the variable in which handlers/prediction_log.py finds its settings."""
+        predictions = self.deployment.monitoring.predictions
+        if predictions is None:
+            return {}
+        settings = predictions.model_dump(mode="json", exclude={"keep_days", "most_bytes"})
+        settings["folder"] = str(predictions.folder.absolute())
+        return {PREDICTIONS_VARIABLE: json.dumps({**settings, "spool_bytes": SPOOL_BYTES})}
 
     def _find_certificate(self) -> Certificate | None:
         tls = self.deployment.tls

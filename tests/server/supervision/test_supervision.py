@@ -25,6 +25,7 @@ from marwright.server.launch import RUNNING_NAME
 from marwright.server.state import State
 from marwright.server.supervision import boot, care, supervisor
 from marwright.server.supervision.care import Care
+from marwright.server.supervision.census import Census
 from marwright.server.supervision.source import Source
 from marwright.server.supervision.status import UNANSWERED, VersionStatus
 from marwright.server.supervision.supervisor import Supervisor
@@ -233,7 +234,7 @@ def test_one_version_that_does_not_come_back_keeps_no_other_from_it(
     )
     monkeypatch.setattr(care, "read_state", lambda client: now)
     monkeypatch.setattr(care, "start_version", start)
-    caring = Care(cast(Any, SimpleNamespace(models=models)), cast(Any, server))
+    caring = Care(cast(Any, SimpleNamespace(models=models)), cast(Any, server), Census())
     versions = {(one.name, one.version): one for one in before}
     caring.restore(State(versions, {"cnn": "2.0"}))
     assert done == [("cnn", "2.0"), "scaled", "default"]
@@ -269,7 +270,7 @@ def look(server: Server, monkeypatch: pytest.MonkeyPatch) -> Callable[[State], V
     monkeypatch.setattr(care, "LOG_SECONDS", 0.0)
     server.wanted = [want("1.0")]
     say(server, "[PID]1", "[PID]2", "[PID]3")  # of a life before: it was adopted
-    caring = Care(cast(Any, None), cast(Any, server))
+    caring = Care(cast(Any, None), cast(Any, server), Census())
     probe = cast(Any, SimpleNamespace(ask=lambda *_: None, read=lambda _: ""))
     return lambda state: caring.look(state, probe, None).models[0]
 
@@ -315,7 +316,7 @@ def test_workers_that_nobody_wants_any_more_are_not_started_anew(
 ) -> None:
     monkeypatch.setattr(care, "RETRY_SECONDS", -31)  # at once
     server.wanted = [want("1.0")]
-    caring = Care(cast(Any, None), cast(Any, server))
+    caring = Care(cast(Any, None), cast(Any, server), Census())
     probe = cast(Any, SimpleNamespace(ask=lambda *_: None, read=lambda _: ""))
     assert caring.look(live(2, 0), probe, None).job is not None
     assert caring.look(live(0, 0), probe, None).job is None
@@ -362,7 +363,7 @@ def test_what_was_applied_is_taken_once_it_can_be_read(
 ) -> None:
     path = server.run_folder / RUNNING_NAME
     path.write_text(server.deployment.model_dump_json(), encoding="utf-8")
-    caring = Care(cast(Any, None), cast(Any, server))
+    caring = Care(cast(Any, None), cast(Any, server), Census())
     assert caring.follow(server.deployment) is server.deployment
     applied = server.deployment.model_dump(mode="json")
     applied["supervision"]["check_seconds"] = 7

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,8 +17,10 @@ from marwright.server.launch import RUNNING_NAME
 from marwright.server.plan import Step, carry_out, make_plan
 from marwright.server.registration import start_version
 from marwright.server.state import State, compare, read_state
+from marwright.server.supervision.census import Census
 from marwright.server.supervision.probe import Probe
 from marwright.server.supervision.status import VersionStatus, describe_versions
+from marwright.server.supervision.usage import read_resident
 from marwright.server.torchserve import TorchServe
 from marwright.server.wanted import Wanted, list_wanted
 from marwright.server.worker_log import read_failures
@@ -35,7 +36,6 @@ RETRY_SECONDS = 300
 """How long TorchServe starts a dead worker again, where the archive does not say."""
 RENEW_SECONDS = 60.0
 """Between two renewals of one version's workers: one that is large at once would never end."""
-_PAGE = os.sysconf("SC_PAGE_SIZE")
 
 Key = tuple[str, str]
 
@@ -51,11 +51,15 @@ class View:
 
 
 class Care:
-    """Looks at a server's versions; belongs to one start of it."""
+    """Looks at a server's versions; belongs to one start of it.
 
-    def __init__(self, client: Client, server: TorchServe) -> None:
+    `census` hears of workers that it ends itself.
+    """
+
+    def __init__(self, client: Client, server: TorchServe, census: Census) -> None:
         self._client = client
         self._server = server
+        self._census = census
         self._offsets: dict[Key, int] = {}
         """Where in the log a version was last as the server is told to have it."""
         self._size = _size(server.log_file)
@@ -250,19 +254,12 @@ class Care:
             resident >> 20,
             limit >> 20,
         )
+        self._census.expect_end(pid)
         try:
             how = renew(self._client, item.name, item.version, pid)
             _log.info("renewed worker %d of %s %s, %s", pid, *item.key, how)
         finally:
             self._renewed[item.key] = time.monotonic()
-
-
-def read_resident(pid: int) -> int:
-    """Return a process's resident memory in bytes; 0 where it has ended."""
-    try:
-        return int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]) * _PAGE
-    except (OSError, IndexError, ValueError):
-        return 0
 
 
 def _is_as_told(item: Wanted, live: ModelVersion | None) -> bool:

@@ -1,4 +1,4 @@
-"""The supervisor's own HTTP endpoints: /live, /ready, /started and /status, on loopback.
+"""The supervisor's own HTTP endpoints: /live, /ready, /started, /status, /metrics, on loopback.
 
 They answer at once, from what the supervisor last saw, and need no token. Whoever sends the key of
 the supervisor's record (registry.py) is told paths and workers' tracebacks by /status, and may ask
@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 from marwright.errors import MarwrightError, PortTakenError
+from marwright.server.metrics.exposition import OPENMETRICS, TEXT, Exposition
 from marwright.server.ports import HOST
 from marwright.server.registry import KEY_HEADER
 from marwright.server.sections import PortSettings
@@ -36,9 +37,10 @@ REQUEST_SECONDS = 5.0
 class Health:
     """Serves what `read` returns, from a thread of its own; use it in a `with` block.
 
-    `port` 0 is a free one; `url` says which. Who sends `key` is told all of /status; nobody where
-    it is "". `answers` are further paths for them: what a POST's JSON says, None for a GET, is
-    given to the function, and what it returns is sent; a MarwrightError is sent as a problem.
+    `port` 0 is a free one; `url` says which. `scrape` returns what stands at /metrics. Who sends
+    `key` is told all of /status; nobody where it is "". `answers` are further paths for them: what
+    a POST's JSON says, None for a GET, is given to the function, and what it returns is sent; a
+    MarwrightError is sent as a problem.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Health:
         *,
         port: int,
         key: str = "",
+        scrape: Callable[[], Exposition] = Exposition,
         answers: Mapping[str, Callable[[Any], Any]] | None = None,
     ) -> None:
         try:
@@ -58,6 +61,7 @@ class Health:
             ) from exc
         self._server.read = read
         self._server.key = key.encode()
+        self._server.scrape = scrape
         self._server.answers = answers or {}
         self.url = f"http://{HOST}:{self._server.server_address[1]}"
         self._thread = threading.Thread(
@@ -82,6 +86,7 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     read: Callable[[], Status]
     key: bytes
+    scrape: Callable[[], Exposition]
     answers: Mapping[str, Callable[[Any], Any]]
 
 
@@ -131,12 +136,15 @@ class _Handler(BaseHTTPRequestHandler):
             body: dict[str, Any] = status.to_json() if self._has_key() else status.to_public_json()
             self._send(200, "application/json", body, with_body)
             return
+        if path == "/metrics":
+            self._send_metrics(with_body)
+            return
         if path in self.server.answers and self._has_key():
             self._tell(self.server.answers[path], None)
             return
         reasons = _list_reasons(status, path)
         if reasons is None:
-            body = {"error": "no such path", "paths": sorted(_REASONS)}
+            body = {"error": "no such path", "paths": sorted([*_REASONS, "/metrics", "/status"])}
             self._send(404, "application/json", body, with_body)
         elif reasons:
             body = {"status": "fail", "output": "; ".join(reasons), "notes": reasons}
@@ -144,12 +152,19 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._send(200, MEDIA_TYPE, {"status": "pass"}, with_body)
 
+    def _send_metrics(self, with_body: bool) -> None:
+        openmetrics = "application/openmetrics-text" in self.headers.get("Accept", "")
+        content = self.server.scrape().render(openmetrics=openmetrics)
+        self._write(200, OPENMETRICS if openmetrics else TEXT, content, with_body)
+
     def _has_key(self) -> bool:
         sent = self.headers.get(KEY_HEADER, "").encode("utf-8", "replace")
         return bool(self.server.key) and hmac.compare_digest(sent, self.server.key)
 
     def _send(self, code: int, kind: str, body: Any, with_body: bool) -> None:
-        content = json.dumps(body).encode()
+        self._write(code, kind, json.dumps(body).encode(), with_body)
+
+    def _write(self, code: int, kind: str, content: bytes, with_body: bool) -> None:
         self.send_response(code)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(content)))

@@ -27,6 +27,7 @@ from marwright.server.registry import KEY_HEADER, Record, list_records, list_rep
 
 __all__ = [
     "ask_supervisor",
+    "fetch_metrics",
     "fetch_status",
     "find_supervisor",
     "inspect_server",
@@ -40,6 +41,9 @@ ANSWER_SECONDS = 5.0
 END_SECONDS = 40.0
 """How long a server may take to answer what it holds, and end."""
 LOOK_SECONDS = 30.0
+METRICS_SECONDS = 8.0
+"""More than a supervisor waits for TorchServe, and less than Prometheus waits for it."""
+METRICS_BYTES = 64 << 20
 POLL_SECONDS = 0.1
 
 Status = dict[str, Any]
@@ -52,6 +56,19 @@ def fetch_status(health_url: str, key: str = "") -> Status | None:
     Without the `key` of its record it tells no tracebacks and no paths.
     """
     return _fetch(f"{health_url}/status", key)
+
+
+def fetch_metrics(health_url: str) -> str | None:
+    """Return what stands at /metrics of a supervisor; None where it does not answer whole."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(f"{health_url}/metrics", timeout=METRICS_SECONDS) as answer:
+            content: bytes = answer.read(METRICS_BYTES)
+            if answer.length:  # what is missing of it
+                return None
+    except (OSError, ValueError, http.client.HTTPException):
+        return None
+    return content.decode("utf-8", "replace")
 
 
 def is_current(record: Record) -> bool:

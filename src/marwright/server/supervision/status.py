@@ -201,8 +201,10 @@ def list_start_reasons(begun: Deployment, wanted: Deployment) -> list[str]:
 
 def _dump_server(deployment: Deployment) -> dict[str, Any]:
     """Return what a server is started with."""
-    exclude = {*LIVE_KEYS, "gateway", "replicas"}  # of which no server hears
+    exclude = {*LIVE_KEYS, "gateway", "monitoring", "replicas"}  # of which no server hears
     dump = deployment.model_dump(mode="json", exclude=exclude)
+    predictions = deployment.monitoring.predictions  # but of this one its workers do
+    dump["monitoring.predictions"] = predictions and predictions.model_dump(mode="json")
     if isinstance(dump["ports"], dict):
         del dump["ports"]["health"]
     return dump

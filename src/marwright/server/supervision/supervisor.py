@@ -35,6 +35,7 @@ from marwright.server.supervision.care import Care
 from marwright.server.supervision.health import open_health
 from marwright.server.supervision.jobs import Jobs
 from marwright.server.supervision.journal import LOG_NAME, keep_journal
+from marwright.server.supervision.measures import Measures
 from marwright.server.supervision.notify import notify_systemd
 from marwright.server.supervision.probe import Probe
 from marwright.server.supervision.signals import ignore_signals, take_signals
@@ -101,6 +102,7 @@ class Supervisor:
         self._patience = deployment.supervision.start_timeout + 60
         self._attempts = Attempts()
         self._jobs = Jobs()
+        self._measures = Measures()
         self._connection = contextlib.ExitStack()
         self._seen: State | None = None
         self._misses = 0
@@ -127,6 +129,7 @@ class Supervisor:
                 self.deployment.ports,
                 last=self._tenure.find_health_port(),
                 key=self._tenure.key,
+                scrape=lambda: self._measures.scrape(self.read_status()),
                 answers={
                     "/current": lambda _: {"current": self.is_current()},
                     "/look": lambda _: self.look_anew().to_json(),
@@ -224,7 +227,9 @@ class Supervisor:
         self._connection.close()
         client = Client(server.endpoint, timeout=ANSWER_SECONDS, retries=RETRIES)
         self._client = self._connection.enter_context(client)
-        self._care = Care(self._client, server)
+        scraping = Client(server.endpoint, retries=RETRIES)  # from threads of the endpoints' own
+        self._measures.follow(self._connection.enter_context(scraping), server.run_folder)
+        self._care = Care(self._client, server, self._measures.census)
         self._probe.forget()
         self._misses = 0
         pid = read_server_pid(server.run_folder)
@@ -281,6 +286,7 @@ class Supervisor:
             _log.warning("the server cannot be looked at: %s", exc)
             return
         self._misses = 0
+        self._measures.take(state)
         self._update(phase="serving", models=view.models, differences=view.differences)
         turned = self._attempts.note(ready=not self._status.not_ready)
         if turned:
