@@ -28,7 +28,12 @@ from marwright.gateway.traffic import Split
 from marwright.server.ports import Ports
 from marwright.server.process import read_server_pid
 from marwright.server.registry import Record, find_record, list_records, list_replicas
-from marwright.server.supervision.inspection import ask_supervisor, restart_server, stop_server
+from marwright.server.supervision.inspection import (
+    ask_supervisor,
+    fetch_metrics,
+    restart_server,
+    stop_server,
+)
 
 pytestmark = pytest.mark.server
 
@@ -292,6 +297,24 @@ def test_what_a_killed_worker_was_answering_is_answered_by_another(
     reports = traffic.finish()
     record("a worker killed with -9, behind the gateway", reports)
     assert find_unanswered(reports) == {}
+
+
+def test_metrics_are_those_of_all_replicas_told_apart(site: Served) -> None:
+    ask_supervisor(find_record(site.name), "/traffic", asdict(SPLIT), timeout=30)
+    text = fetch_metrics(find_record(site.name).health_url)
+    assert text is not None
+    lines = text.splitlines()
+    for replica in ("1", "2"):
+        label = f'replica="{replica}"'
+        assert f'marwright_workers_ready{{model="cnn",version="1.0",{label}}} 1' in lines
+        assert f"marwright_replica_ready{{{label}}} 1" in lines
+    assert "marwright_gateway_up 1" in lines
+    share = f'model="{SPLIT.model}",version="{SPLIT.candidate}",arm="candidate"'
+    assert f"marwright_split_share_ratio{{{share}}} {SPLIT.share / 100:g}" in lines
+    assert len([line for line in lines if line.startswith("# TYPE marwright_server_up ")]) == 1
+    if promtool := shutil.which("promtool"):
+        command = [promtool, "check", "metrics"]
+        subprocess.run(command, input=text, text=True, check=True, capture_output=True)
 
 
 def test_a_reload_of_nginx_costs_no_request(site: Served, load: Load, record: Keep) -> None:

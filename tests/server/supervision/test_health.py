@@ -120,7 +120,7 @@ def test_who_has_the_key_may_have_the_server_looked_at(current: bool) -> None:
 def test_another_path_names_the_right_ones(health: Health) -> None:
     code, _, body = ask(health, "/healthz")
     assert code == 404
-    assert json.loads(body)["paths"] == ["/live", "/ready", "/started"]
+    assert json.loads(body)["paths"] == ["/live", "/metrics", "/ready", "/started", "/status"]
 
 
 def test_only_this_machine_is_answered(health: Health) -> None:
