@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from marwright.errors import MarwrightError
-from marwright.server.metrics.exposition import Sample, read_lines
+from marwright.server.metrics.exposition import Sample, read_lines, unescape_label
 from marwright.server.registry import Record, find_record
 from marwright.server.supervision.inspection import fetch_metrics, inspect_server
 
@@ -209,7 +209,7 @@ def _compare(before: _Reading, after: _Reading) -> dict[Key, Rates]:
     queues: dict[Key, int] = {}
     for (name, pairs), value in after.values.items():
         labels = dict(pairs)
-        key = labels.get("model", ""), labels.get("version", "")
+        key = _find_key(labels)
         earlier = before.values.get((name, pairs), 0.0)
         grown = value - earlier if value >= earlier else value
         if name == REQUESTS:
@@ -238,6 +238,11 @@ def _compare(before: _Reading, after: _Reading) -> dict[Key, Rates]:
     return rates
 
 
+def _find_key(labels: Mapping[str, str]) -> Key:
+    """Return which version a series is about, as the status names it."""
+    return unescape_label(labels.get("model", "")), unescape_label(labels.get("version", ""))
+
+
 def _gather_drift(samples: Sequence[Sample]) -> dict[Key, dict[str, float]]:
     """Return what the last windows were found to be, by model and version."""
     fields = {
@@ -249,7 +254,7 @@ def _gather_drift(samples: Sequence[Sample]) -> dict[Key, dict[str, float]]:
     for sample in samples:
         if name := fields.get(sample.name):
             labels = dict(sample.labels)
-            row = found.setdefault((labels.get("model", ""), labels.get("version", "")), {})
+            row = found.setdefault(_find_key(labels), {})
             value = float(sample.value)
             row[name] = min(value, row.get(name, value)) if name == "p_value" else value
     return found

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as read_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as read_text
 
-from marwright.server.metrics.exposition import Exposition, read_lines
+from marwright.server.metrics.exposition import Exposition, read_lines, unescape_label
 from marwright.server.metrics.families import FAMILIES, LABEL_LIMIT, Family
 
 CNN = {"model": "cnn", "version": "1.0"}
@@ -74,6 +74,7 @@ def test_a_label_of_any_text_comes_back(text: str) -> None:
     assert family.samples[0].labels["model"] == text
     samples, failed = read_lines(rendered)
     assert failed == 0
+    assert unescape_label(samples[0].labels[0][1]) == text
     again = Exposition()
     again.take(samples)
     assert again.render() == exposition.render()

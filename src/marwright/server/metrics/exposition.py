@@ -14,7 +14,15 @@ from dataclasses import dataclass
 
 from marwright.server.metrics.families import FAMILIES, LABEL_LIMIT, Family, find_family
 
-__all__ = ["escape_label", "Exposition", "OPENMETRICS", "read_lines", "Sample", "TEXT"]
+__all__ = [
+    "escape_label",
+    "Exposition",
+    "OPENMETRICS",
+    "read_lines",
+    "Sample",
+    "TEXT",
+    "unescape_label",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -23,6 +31,7 @@ OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
 _LINE = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(.*)\})?[ \t]+(\S+)(?:[ \t]+-?\d+)?[ \t]*")
 _LABEL = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\\n]|\\.)*)"(?:,|$)')
+_ESCAPED = re.compile(r"\\(.)")
 _GIVEN = frozenset({"model", "version", "replica", "le"})
 """Labels whose values a deployment bounds."""
 
@@ -136,6 +145,11 @@ def read_lines(text: str, *, renamed: Mapping[str, str] | None = None) -> tuple[
 def escape_label(value: str) -> str:
     """Return a label's value as it stands between the quotes."""
     return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+
+def unescape_label(text: str) -> str:
+    """Return a label's value as it was before `escape_label`."""
+    return _ESCAPED.sub(lambda match: "\n" if match[1] == "n" else match[1], text)
 
 
 def _read_labels(text: str) -> dict[str, str] | None:
