@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.conftest import wait_until
 
 from marwright.server.frontend import FrontendSettings, write_classes
 from marwright.server.java import find_java
@@ -171,6 +173,17 @@ class Server:
             time.sleep(0.05)
         raise AssertionError("no such line")
 
+    def scale(self, model: str, workers: int) -> None:
+        """Give a model so many workers, and wait for them."""
+        target = f"/models/{model}?min_worker={workers}&synchronous=true"
+        answer = self.ask("PUT", target, of="management", x_marwright_key=KEY)
+        assert answer.status == 200, answer.body
+
+    def find_worker(self, model: str) -> int:
+        """Return the process of a model's only worker."""
+        description = json.loads(self.ask("GET", f"/models/{model}", of="management").body)
+        return int(description[0]["workers"][0]["pid"])
+
 
 @contextlib.contextmanager
 def boot(folder: Path, settings: FrontendSettings, *, door: bool = True) -> Iterator[Server]:
@@ -184,6 +197,7 @@ def boot(folder: Path, settings: FrontendSettings, *, door: bool = True) -> Iter
     write_archive(store / "plain.mar", "plain")
     write_archive(store / "lonely.mar", "lonely")
     write_archive(store / "tokeniser.mar", "tokeniser")
+    write_archive(store / "patient.mar", "patient")
     ports = Ports.find_free()
     properties = {
         **ports.to_properties(),
@@ -202,7 +216,7 @@ def boot(folder: Path, settings: FrontendSettings, *, door: bool = True) -> Iter
     applied = write_classes(
         package / "frontend/model-server.jar", classes, eager_batches=False, door=door
     )
-    assert applied == (("door", "gRPC gate", "gRPC jobs") if door else ())
+    assert applied == (("door", "gRPC gate", "gRPC jobs", "held requests") if door else ())
     log = Path(str(resources.files("marwright.server") / "log4j2.xml"))
     environment = {**os.environ, "LOG_LOCATION": str(folder), "METRICS_LOCATION": str(folder)}
     environment |= {"TMPDIR": str(folder), "TEMP": str(folder)}
@@ -646,3 +660,64 @@ def test_a_full_disk_stops_no_prediction(folder: Path) -> None:
             assert server.predict(b"say something").status == 200
         assert "No space left on device" in (log.parent / "output.log").read_text()
     assert log.is_symlink()
+
+
+@contextlib.contextmanager
+def hold_request(server: Server) -> Iterator[Connection]:
+    """Send a request that a worker takes from the queue, to wait for another one for its batch."""
+    size = "batch_size=2&max_batch_delay=3600000&initial_workers=1&synchronous=true"
+    target = f"/models?url=patient.mar&{size}"
+    answer = server.ask("POST", target, of="management", x_marwright_key=KEY)
+    assert answer.status == 200, answer.body
+    try:
+        with server.connect() as connection:
+            connection.send(server.render("POST", "/predictions/patient", b"x"))
+            queued = -1
+            while queued != 0:  # sent, and taken
+                time.sleep(0.5)
+                text = server.ask("GET", "/models/patient", of="management").body
+                queued = json.loads(text)[0]["jobQueueStatus"]["pendingRequests"]
+            yield connection
+    finally:
+        server.ask("DELETE", "/models/patient", of="management", x_marwright_key=KEY)
+
+
+def ask_twice(server: Server) -> list[Answer]:
+    """Fill a batch."""
+    with server.connect() as first, server.connect() as second:
+        for connection in (first, second):
+            connection.send(server.render("POST", "/predictions/patient", b"x"))
+        return [first.read(), second.read()]
+
+
+def test_a_request_that_a_killed_worker_held_is_answered_503_at_once(guarded: Server) -> None:
+    with hold_request(guarded) as connection:
+        os.kill(guarded.find_worker("patient"), signal.SIGKILL)
+        began = time.monotonic()
+        answer = connection.read()
+        assert time.monotonic() - began < 5
+        assert (answer.status, answer.headers["retry-after"]) == (503, "7")
+        assert b"ended before it began with the request" in answer.body
+        # The worker comes back, and none is forgotten.
+        assert [answer.status for answer in ask_twice(guarded)] == [200, 200]
+
+
+def test_without_the_door_it_is_never_answered(bare: Server) -> None:
+    with hold_request(bare) as connection:
+        killed = bare.find_worker("patient")
+        os.kill(killed, signal.SIGKILL)
+        wait_until(lambda: bare.find_worker("patient") not in (killed, -1))
+        assert [answer.status for answer in ask_twice(bare)] == [200, 200]
+        connection.socket.settimeout(3)
+        with pytest.raises(TimeoutError):
+            connection.socket.recv(1)
+
+
+def test_a_request_that_a_worker_held_when_it_was_taken_away_is_answered(guarded: Server) -> None:
+    with hold_request(guarded) as connection:
+        guarded.scale("patient", 0)
+        guarded.scale("patient", 1)
+        with guarded.connect() as second:
+            second.send(guarded.render("POST", "/predictions/patient", b"x"))
+            # 200 where TorchServe put it back into the queue before the worker's thread awoke.
+            assert connection.read().status in (200, 503)

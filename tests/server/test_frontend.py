@@ -18,8 +18,10 @@ from marwright.errors import UsageError
 from marwright.server import TorchServe, register
 from marwright.server.frontend import PATCHES, FrontendSettings, write_classes
 
-MODEL_CLASS, INITIALIZER_CLASS, SERVER_CLASS, INFERENCE_CLASS = (patch.member for patch in PATCHES)
-DOORS = ("door", "gRPC gate", "gRPC jobs")
+MODEL_CLASS, INITIALIZER_CLASS, SERVER_CLASS, INFERENCE_CLASS, *AGGREGATORS = (
+    member for patch in PATCHES for member in patch.classes
+)
+DOORS = ("door", "gRPC gate", "gRPC jobs", "held requests")
 # Answers how many requests shared its batch, which takes a while.
 HANDLER = """
 import time
@@ -77,6 +79,10 @@ def test_one_word_of_the_class_is_changed_and_nothing_else(jar: Path, tmp_path: 
         (INITIALIZER_CLASS, "io/netty/handler/codec/http/HttpServerCodec", "marwright/Door"),
         (SERVER_CLASS, "org/pytorch/serve/grpcimpl/GRPCInterceptor", "marwright/GrpcGate"),
         (INFERENCE_CLASS, "org/pytorch/serve/job/GRPCJob", "marwright/GrpcJob"),
+        *(
+            (member, "org/pytorch/serve/wlm/BatchAggregator", "marwright/Aggregator")
+            for member in AGGREGATORS
+        ),
     ],
 )
 def test_the_doors_take_others_places_and_bring_their_classes(
@@ -124,6 +130,7 @@ def test_both_or_neither_may_be_asked_for(jar: Path, tmp_path: Path) -> None:
                 INITIALIZER_CLASS: b"\x01\x00\x2bio/netty/handler/codec/http/HttpServerCodec",
                 SERVER_CLASS: b"\x01\x00\x2aorg/pytorch/serve/grpcimpl/GRPCInterceptor",
                 INFERENCE_CLASS: b"\x01\x00\x1dorg/pytorch/serve/job/GRPCJob",
+                **dict.fromkeys(AGGREGATORS, b"\x01\x00\x25org/pytorch/serve/wlm/BatchAggregator"),
             },
             "is not TorchServe 0.12.0's",
         ),
@@ -150,7 +157,21 @@ def test_another_torchserve_is_left_alone_and_the_log_says_what_that_means(
     assert "slow clients, workflows and changes without a key are let in" in caplog.text
     assert "over gRPC the management token changes models without a key" in caplog.text
     assert "a call over gRPC that does not fit its handler costs the worker" in caplog.text
-    assert caplog.text.count(reason) == 4
+    assert "a worker took and had not begun when it died gets no answer" in caplog.text
+    assert caplog.text.count(reason) == 5
+
+
+def test_classes_that_have_to_agree_change_all_or_none(
+    jar: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with zipfile.ZipFile(jar) as archive:
+        members = {name: archive.read(name) for patch in PATCHES for name in patch.classes}
+    members[AGGREGATORS[-1]] += b"\x00"
+    folder = tmp_path / "classes"
+    applied = write_classes(write_jar(tmp_path / "other.jar", members), folder)
+    assert applied == ("eager batches", *DOORS[:-1])
+    assert not list_written(folder) & set(AGGREGATORS)
+    assert caplog.text.count("is not TorchServe 0.12.0's") == 1
 
 
 def test_the_settings_are_javas_arguments() -> None:

@@ -10,10 +10,15 @@ nothing installed is touched, and only classes that are known byte for byte are 
   becomes microseconds: maxBatchDelay 1 takes what is in the queue and goes.
 - the door (docs/decisions/0014-door.md): where TorchServe adds netty's HTTP codec to a connection
   (org.pytorch.serve.ServerInitializer), it adds our class door/Door.java, which sees what comes and
-  goes over HTTP. FrontendSettings says what it does there.
+  goes over HTTP, and counts predictions in TorchServe's own metrics (door/Tally.java).
+  FrontendSettings says what it does there.
 - the same for gRPC: door/GrpcGate.java comes where TorchServe makes the interceptor of its servers
   (org.pytorch.serve.ModelServer) and asks for the key; door/GrpcJob.java comes where it makes the
   job for a prediction (org.pytorch.serve.grpcimpl.InferenceImpl) and spares the worker.
+- held requests: door/Aggregator.java comes where TorchServe makes what gathers the requests of a
+  batch (org.pytorch.serve.wlm.WorkLoadManager), and answers those that a worker took from the queue
+  and had not begun when it died. The other aggregators extend it then: Java checks that all that
+  can stand in that place are one kind, so that their classes change with it, or none.
 """
 
 from __future__ import annotations
@@ -21,6 +26,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -36,13 +42,11 @@ _LOG4J_LEVELS = {"warning": "warn", "critical": "fatal"}
 
 @dataclass(frozen=True)
 class Patch:
-    """One constant of one class, and what it becomes."""
+    """One constant, and what it becomes in one class or in all that have to agree on it."""
 
     name: str
-    member: str
-    """The class in TorchServe's jar."""
-    sha256: str
-    """Of the class in TorchServe 0.12.0."""
+    classes: Mapping[str, str]
+    """Members of TorchServe's jar, with the SHA-256 that they have in TorchServe 0.12.0."""
     before: str
     after: str
     without: str
@@ -53,19 +57,26 @@ class Patch:
         """Whether the class it names is one of ours."""
         return self.after.startswith("marwright/")
 
-    def apply(self, code: bytes) -> bytes | None:
-        """Return the changed class, or None for one that is not known."""
+    def apply(self, archive: zipfile.ZipFile) -> dict[str, bytes] | None:
+        """Return the changed classes, or None where one is not known."""
         before = _encode(self.before)
-        if hashlib.sha256(code).hexdigest() != self.sha256 or code.count(before) != 1:
-            return None
-        return code.replace(before, _encode(self.after))
+        changed = {}
+        for member, sha256 in self.classes.items():
+            code = archive.read(member)
+            if hashlib.sha256(code).hexdigest() != sha256 or code.count(before) != 1:
+                return None
+            changed[member] = code.replace(before, _encode(self.after))
+        return changed
 
 
 PATCHES = (
     Patch(
         name="eager batches",
-        member="org/pytorch/serve/wlm/Model.class",
-        sha256="7c5523f1fe77fe79aa32665469e17725e70518692abcf4987989ef72f10d4cff",
+        classes={
+            "org/pytorch/serve/wlm/Model.class": (
+                "7c5523f1fe77fe79aa32665469e17725e70518692abcf4987989ef72f10d4cff"
+            ),
+        },
         # The class uses the constant for TimeUnit alone.
         before="MILLISECONDS",
         after="MICROSECONDS",
@@ -73,8 +84,11 @@ PATCHES = (
     ),
     Patch(
         name="door",
-        member="org/pytorch/serve/ServerInitializer.class",
-        sha256="096cdc16ec94359c5bafd0fddf4443e3d9a8c7656863d0b57bf1586fd2f8f700",
+        classes={
+            "org/pytorch/serve/ServerInitializer.class": (
+                "096cdc16ec94359c5bafd0fddf4443e3d9a8c7656863d0b57bf1586fd2f8f700"
+            ),
+        },
         # A class that is made there without arguments and added as a ChannelHandler.
         before="io/netty/handler/codec/http/HttpServerCodec",
         after="marwright/Door",
@@ -82,8 +96,11 @@ PATCHES = (
     ),
     Patch(
         name="gRPC gate",
-        member="org/pytorch/serve/ModelServer.class",
-        sha256="779d0df5bfc17c5ad09ac46d63d9a017d48a4cd68c1b7464de914d3cb40190b9",
+        classes={
+            "org/pytorch/serve/ModelServer.class": (
+                "779d0df5bfc17c5ad09ac46d63d9a017d48a4cd68c1b7464de914d3cb40190b9"
+            ),
+        },
         # Made there with a ConnectorType, and used as a ServerInterceptor: ours extends it.
         before="org/pytorch/serve/grpcimpl/GRPCInterceptor",
         after="marwright/GrpcGate",
@@ -91,12 +108,36 @@ PATCHES = (
     ),
     Patch(
         name="gRPC jobs",
-        member="org/pytorch/serve/grpcimpl/InferenceImpl.class",
-        sha256="8b85e06f700eeb9dc6e595307bcaf38c67209883a08dcd09039f72f1462e36cc",
+        classes={
+            "org/pytorch/serve/grpcimpl/InferenceImpl.class": (
+                "8b85e06f700eeb9dc6e595307bcaf38c67209883a08dcd09039f72f1462e36cc"
+            ),
+        },
         # Made there for a prediction, and used as a Job: ours extends it.
         before="org/pytorch/serve/job/GRPCJob",
         after="marwright/GrpcJob",
         without="a call over gRPC that does not fit its handler costs the worker",
+    ),
+    Patch(
+        name="held requests",
+        classes={
+            # Makes one for a worker; the others extend it.
+            "org/pytorch/serve/wlm/WorkLoadManager.class": (
+                "d8078b60dcae76ca80482b1db01510c5babc45e5af88f4cff1b1e18f0e322c74"
+            ),
+            "org/pytorch/serve/wlm/SequenceBatching.class": (
+                "c30d888ce70f7e3e431ed53c274022d1fda8dc60365b515bcb2bc9e34a8d375b"
+            ),
+            "org/pytorch/serve/wlm/ContinuousBatching.class": (
+                "46d458da2395d810c1164401fc4f5bb97f60b3fc50d753903f4265616223523f"
+            ),
+            "org/pytorch/serve/wlm/AsyncBatchAggregator.class": (
+                "aed0a24091f876e16c3138c335df25fca0380fb704212bc3b53f004c78111cf4"
+            ),
+        },
+        before="org/pytorch/serve/wlm/BatchAggregator",
+        after="marwright/Aggregator",
+        without="a request that a worker took and had not begun when it died gets no answer",
     ),
 )
 """All that is known of TorchServe's classes."""
@@ -162,18 +203,19 @@ def write_classes(
             continue
         try:
             with zipfile.ZipFile(jar) as archive:
-                code = patch.apply(archive.read(patch.member))
+                classes = patch.apply(archive)
         except (OSError, KeyError, zipfile.BadZipFile) as exc:
             _log.warning("%s: %s cannot be read: %s", patch.without, jar, exc)
             continue
-        if code is None:
+        if classes is None:
             _log.warning("%s: %s is not TorchServe 0.12.0's", patch.without, jar)
             continue
         if patch.is_door:
             _write_door(folder / "marwright")
-        target = folder / patch.member
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(code)
+        for member, code in classes.items():
+            target = folder / member
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(code)
         applied.append(patch.name)
     return tuple(applied)
 

@@ -22,14 +22,17 @@ import org.pytorch.serve.http.ErrorResponse;
 import org.pytorch.serve.util.JsonUtils;
 
 /**
- * Refuses requests before TorchServe sees them; completes and logs the answers of both. It lets in
- * one request of a connection at a time: TorchServe would answer pipelined ones in the order in
- * which its workers are done. But for the number of connections, all state is one connection's and
- * touched by its thread alone.
+ * Refuses requests before TorchServe sees them; completes, logs and counts the answers of both. It
+ * lets in one request of a connection at a time: TorchServe would answer pipelined ones in the order
+ * in which its workers are done. But for the number of connections, all state is one connection's
+ * and touched by its thread alone.
  */
 final class Gate extends ChannelDuplexHandler {
     /** How long a refused client may go on sending: closed at once, it might not see its answer. */
     private static final long LINGER_MILLIS = 1000;
+
+    /** What is counted for a request whose client went before it was answered. */
+    private static final int CLIENT_GONE = 499;
 
     private static final AtomicLong CONNECTIONS = new AtomicLong();
 
@@ -53,6 +56,9 @@ final class Gate extends ChannelDuplexHandler {
     private int status;
     private String id;
     private boolean told; // a handler answered, and its own line in the log says why
+    private boolean watched; // the connection is one over which predictions are asked for
+    private Tally.Target target; // of a prediction that is not answered
+    private Tally tally; // of the version that answers it
 
     @Override
     public void handlerAdded(ChannelHandlerContext ctx) {
@@ -61,6 +67,7 @@ final class Gate extends ChannelDuplexHandler {
 
     @Override
     public void channelActive(ChannelHandlerContext ctx) {
+        watched = Tally.watches(ctx.channel());
         counted = CONNECTIONS.incrementAndGet() <= Settings.MAX_CONNECTIONS;
         if (!counted) {
             CONNECTIONS.decrementAndGet();
@@ -76,6 +83,7 @@ final class Gate extends ChannelDuplexHandler {
             CONNECTIONS.decrementAndGet();
         }
         closing = true;
+        count(CLIENT_GONE);
         stopClock();
         held.forEach(ReferenceCountUtil::release);
         held.clear();
@@ -114,6 +122,9 @@ final class Gate extends ChannelDuplexHandler {
 
     /** Pass a part of a request on; at the last one TorchServe looks at tokens, and renews them. */
     private void pass(Object message, boolean last) {
+        if (last && target != null) {
+            tally = Tally.of(target); // TorchServe looks for the version now
+        }
         if (last && admitted != null) {
             Gateway.admit(admitted, () -> context.fireChannelRead(message));
         } else if (last && renews) {
@@ -134,21 +145,29 @@ final class Gate extends ChannelDuplexHandler {
         method = request.method().name();
         path = request.uri().split("[?#]", 2)[0];
         startClock(); // the first bytes of a pipelined one came with the last ones of another
+        String decoded = decode(request);
+        String[] parts = decoded.split("/");
+        // OPTIONS: a browser asks whether it may ask.
+        target = watched && !method.equals("OPTIONS") ? Tally.find(parts) : null;
+        tally = null;
         if (full) {
             refuseConnection();
-        } else if (request.decoderResult().isSuccess()) {
-            check(request);
+        } else if (!decoded.isEmpty()) {
+            check(request, decoded, parts);
         }
     }
 
-    private void check(HttpRequest request) {
-        String decoded;
+    /** Return a request's path; nothing where TorchServe, which decodes alike, says what is wrong. */
+    private static String decode(HttpRequest request) {
         try {
-            decoded = new QueryStringDecoder(request.uri()).path();
+            return request.decoderResult().isSuccess()
+                    ? new QueryStringDecoder(request.uri()).path() : "";
         } catch (IllegalArgumentException exc) {
-            return; // TorchServe decodes alike, and says what is wrong
+            return "";
         }
-        String[] parts = decoded.split("/");
+    }
+
+    private void check(HttpRequest request, String decoded, String[] parts) {
         // TorchServe takes the parts after the first one, whatever that is.
         String routed = decoded.substring(Math.max(0, decoded.indexOf('/')));
         String meant = normalise(parts);
@@ -277,6 +296,7 @@ final class Gate extends ChannelDuplexHandler {
         ctx.write(message, promise);
         if (last) {
             logAnswer();
+            count(status);
             answered = true;
             open = open && !arrived;
             if (!held.isEmpty()) {
@@ -311,6 +331,15 @@ final class Gate extends ChannelDuplexHandler {
                 startClock();
             }
             context.channel().config().setAutoRead(true);
+        }
+    }
+
+    private void count(int code) {
+        if (target != null) {
+            // One that did not arrive whole is counted for the version that would have answered.
+            Tally counted = tally == null ? Tally.of(target) : tally;
+            counted.count(code, System.nanoTime() - began);
+            target = null;
         }
     }
 
