@@ -6,7 +6,9 @@ makes inference fail, scatters, and writes answers and problems. One bad request
 neighbours.
 
 Settings, under `handler:` in model-config.yaml: backend, threads, max_bytes, max_items, max_batch,
-collate (bucket, pad, refuse), pad_value, warm_up, metrics, fast_worker, renewal, renew_above_bytes.
+collate (bucket, pad, refuse), pad_value, warm_up, metrics, fast_worker, renewal, renew_above_bytes,
+prediction_log (see prediction_log.py), ood_score (see logits.py: energy or softmax, told to clients
+in the header x-ood-score).
 """
 
 from __future__ import annotations
@@ -14,10 +16,11 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import time
 import traceback
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +32,17 @@ from backend import Backend, load_backend
 from body_schema import load_check
 from collation import WAYS, Tensors, group_shapes, scatter, stack
 from cpu_share import count_threads
-from inference_request import Incoming, InferenceRequest, Part, RequestLimits, read_request
+from inference_request import (
+    Incoming,
+    InferenceRequest,
+    Part,
+    RequestLimits,
+    read_id,
+    read_request,
+)
 from inference_response import Arrays, InferenceResponse, render, render_problem
+from logits import SCORES
+from prediction_log import Note, Observation, open_log
 from problem import RejectedInput
 from stage_metrics import StageMetrics
 
@@ -83,6 +95,16 @@ class BatchHandler:
             version=self.model_version,
             enabled=bool(self.settings.get("metrics", True)),
         )
+        self.ood_score = _choose(self.settings, "ood_score", ("", *SCORES))
+        if self.ood_score and type(self).score is BatchHandler.score:
+            raise ValueError(f"handler.ood_score: {type(self).__name__} has no score")
+        self.prediction_log = open_log(
+            self.settings.get("prediction_log"),
+            model=self.model_name,
+            version=self.model_version,
+            describe=self._describe,
+            count=self.metrics.count_predictions,
+        )
         self.backend = self._load(context, config)
         self.configure()
         example = self.make_example()
@@ -98,7 +120,7 @@ class BatchHandler:
             renewal.install(
                 context,
                 above_bytes=int(self.settings.get("renew_above_bytes") or 0),
-                flush=self.metrics.flush,
+                flush=self._flush,
             )
 
     def handle(self, data: list[dict[str, Any]], context: Any) -> list[bytes]:
@@ -117,6 +139,7 @@ class BatchHandler:
                     content_type=headers.get("content-type", ""),
                     accept=headers.get("accept", ""),
                     is_explanation=headers.get("explain") == "True",
+                    header_id=read_id(headers.get("x-request-id", "")),
                 )
             )
         responses = self.answer(incoming)
@@ -165,6 +188,17 @@ class BatchHandler:
         """Answer a request to /explanations; `inputs` are its tensors, one tuple a thing."""
         raise RejectedInput(501, f"{type(self).__name__} explains nothing")
 
+    def describe(self, inputs: Sequence[Tensors], outputs: Sequence[Any]) -> Sequence[Observation]:
+        """Return what the prediction log says of things: one observation for each, in order.
+
+        Another thread calls it, for things of several batches at once; requests do not wait for it.
+        """
+        return [Observation() for _ in outputs]
+
+    def score(self, outputs: Sequence[Any], kind: str) -> Sequence[float | None]:
+        """Return how far each thing is from what the model learnt, by one of logits.SCORES."""
+        return [None for _ in outputs]
+
     def make_example(self) -> torch.Tensor | Tensors | None:
         """Return one input to warm up with; None where the handler knows none."""
         return None
@@ -183,6 +217,7 @@ class BatchHandler:
     def answer(self, incoming: Sequence[Incoming]) -> list[InferenceResponse]:
         """Answer a batch of requests: one response for each, in order."""
         slots = [_Slot(item) for item in incoming]
+        began = time.perf_counter()
         watch = self.metrics.start(len(slots))
         for slot in slots:
             self._attempt(slot, self._read)
@@ -195,6 +230,10 @@ class BatchHandler:
             self._attempt(slot, self._explain if slot.incoming.is_explanation else self._render)
         responses = [slot.response or _LOST for slot in slots]
         watch.finish("postprocess", [response.status for response in responses])
+        if self.prediction_log is not None:
+            wanted = [slot for slot in slots if self.prediction_log.takes(_name(slot.incoming))]
+            if wanted:
+                self.prediction_log.keep(list(_take_notes(wanted, time.perf_counter() - began)))
         return responses
 
     def _read(self, slot: _Slot) -> None:
@@ -276,6 +315,26 @@ class BatchHandler:
             [self.make_answer(output) for output in outputs],
             lambda: [self.make_arrays(output) for output in outputs],
         )
+        if self.ood_score:
+            scores = self.score(outputs, self.ood_score)
+            if None not in scores:
+                slot.response.headers["x-ood-score"] = ",".join(f"{score:.6g}" for score in scores)
+
+    def _describe(self, notes: Sequence[Note]) -> Sequence[Observation]:
+        """Tell the prediction log what notes say, with the score that it wants."""
+        assert self.prediction_log is not None  # which asks
+        outputs = [note.output for note in notes]
+        told = self.describe([note.tensors for note in notes], outputs)
+        if self.prediction_log.settings.score == "none":
+            return told
+        scores = self.score(outputs, self.prediction_log.settings.score)
+        return [replace(item, score=score) for item, score in zip(told, scores, strict=True)]
+
+    def _flush(self) -> None:
+        """Hand on what another image of this worker would not know of."""
+        if self.prediction_log is not None:
+            self.prediction_log.flush()
+        self.metrics.flush()
 
     def _explain(self, slot: _Slot) -> None:
         assert slot.request is not None
@@ -360,6 +419,54 @@ def _choose(settings: Mapping[str, Any], key: str, choices: tuple[str, ...]) -> 
     if value not in choices:
         raise ValueError(f"expected handler.{key} to be one of {choices}, found {value!r}")
     return str(value)
+
+
+def _name(incoming: Incoming) -> str:
+    """Return the id under which a request is logged."""
+    return incoming.header_id or incoming.id
+
+
+def _take_notes(slots: Sequence[_Slot], seconds: float) -> Iterator[Note]:
+    """Give the prediction log's notes of requests: of each thing, or of one that failed."""
+    now = time.time()
+    for slot in slots:
+        incoming, request, response = slot.incoming, slot.request, slot.response
+        status = response.status if response is not None else _LOST.status
+        if incoming.is_explanation:
+            continue
+        if request is None or status != 200:
+            value, kind = _find_body(incoming.row, incoming.content_type)
+            yield Note(now, _name(incoming), 0, status, seconds, value, kind, (), None)
+            continue
+        # Of several arrays, or a batch in one, no part is one thing.
+        is_alike = len(request.parts) == len(slot.items)
+        for index, item in enumerate(slot.items):
+            value, kind = _find_value(request.parts[index]) if is_alike else (None, "")
+            # Copies: a view would keep the whole batch in memory.
+            tensors = tuple([tensor.clone() for tensor in item.tensors])
+            yield Note(
+                *(now, _name(incoming), index, status, seconds, value, kind, tensors, item.output)
+            )
+
+
+def _find_value(part: Part) -> tuple[Any, str]:
+    """Return what came as bytes, base64 or text, and the type of its bytes; None for numbers."""
+    value = part.value
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return value, part.content_type
+    is_wrapped = isinstance(value, Mapping) and any(
+        isinstance(value.get(key), str) for key in ("b64", "data")
+    )
+    return (part, "") if is_wrapped or isinstance(value, str) else (None, "")
+
+
+def _find_body(row: Any, content_type: str) -> tuple[Any, str]:
+    """Return the body of a request that was refused, or its first part, where that is bytes."""
+    fields = [(*pair, content_type) for pair in row.items()] if isinstance(row, Mapping) else row
+    for _, value, kind in fields:
+        if isinstance(value, (bytes, bytearray, memoryview)):
+            return value, kind
+    return None, ""
 
 
 def _unfinished(slots: Sequence[_Slot]) -> Iterator[_Slot]:

@@ -22,7 +22,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from inference_request import Incoming
+from inference_request import Incoming, read_id
 from inference_response import InferenceResponse
 
 __all__ = ["BatchReader", "find_unknown", "install", "write_replies"]
@@ -43,6 +43,8 @@ _INT = struct.Struct("!i")
 _END = b"\xff\xff\xff\xff"
 """Where a list ends: a length of -1. No UTF-8 text holds such a byte."""
 PREDICT = ord("I")
+ID_NAME = b"\0\0\0\x0cx-request-id"
+"""A header's name with its length, as the frontend writes it, in small letters."""
 MAX_HEADERS = 1 << 17
 """Netty refuses headers above 8 KB long before."""
 
@@ -106,13 +108,14 @@ class BatchReader:
 
     def _read_request(self, id_length: int) -> Incoming:
         identity = str(self._read_bytes(id_length), "utf-8")
-        accept, is_explanation = _read_headers(self._read_until_end())
+        header_id, block = _take_id(self._read_until_end())
+        accept, is_explanation = _read_headers(block)
         fields = []
         while (length := self._read_int()) >= 0:
             name = str(self._read_bytes(length), "utf-8")
             content_type = str(self._read_bytes(self._read_int()), "utf-8")
             fields.append((name, self._read_bytes(self._read_int()), content_type))
-        return Incoming(identity, fields, "", accept, is_explanation)
+        return Incoming(identity, fields, "", accept, is_explanation, header_id)
 
     def _read_int(self) -> int:
         position = self._position
@@ -174,6 +177,29 @@ class BatchReader:
             _log.info("Frontend disconnected.")
             sys.exit(0)
         return count
+
+
+def _take_id(block: bytes) -> tuple[str, bytes]:
+    """Return the header X-Request-ID, where there is one, and the other headers.
+
+    It differs with every request behind a gateway; the others can then be found in the cache.
+    """
+    start = block.lower().rfind(ID_NAME)  # the last one, as TorchServe has it
+    if start < 0 or not _is_whole(block[:start]):  # it may stand inside another header's value
+        return "", block
+    begin = start + len(ID_NAME) + 4
+    end = begin + int(_INT.unpack_from(block, begin - 4)[0])
+    return read_id(block[begin:end].decode("utf-8", "replace")), block[:start] + block[end:]
+
+
+@lru_cache(maxsize=256)
+def _is_whole(block: bytes) -> bool:
+    """Tell whether a list of headers ends where a header does."""
+    count = position = 0
+    while position + 4 <= len(block):
+        position += 4 + int(_INT.unpack_from(block, position)[0])
+        count += 1
+    return position == len(block) and count % 2 == 0
 
 
 @lru_cache(maxsize=256)

@@ -14,16 +14,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 
 from attribution import Explainer, Explanation, choose_windows, find_target, write_explanations
 from batch_handler import BatchHandler
 from collation import Tensors
 from heat_map import draw_answer
+from image_features import IMAGE_FEATURES, measure_images
 from image_input import ImageLimits, read_image, resize_image, resize_images, scale_pixels
 from inference_request import InferenceRequest, Part
 from inference_response import Arrays, InferenceResponse
+from logits import find_best, fold_logits, score_logits
+from prediction_log import Observation
 
 __all__ = ["ImageClassifier"]
 
@@ -50,6 +55,7 @@ class ImageClassifier(BatchHandler):
         self.labels = json.loads((self.folder / "classes.json").read_text(encoding="utf-8"))
         self.top_k = min(int(self.settings.get("top_k", 5)), len(self.labels))
         self.explainer = Explainer(self.backend, self.settings, batch=self.max_batch)
+        self.keeps_logits = self.prediction_log is not None or bool(self.ood_score)
         with torch.inference_mode():
             logits = self.backend.run(
                 scale_pixels(self.make_example()[None].to(self.backend.device))
@@ -82,22 +88,49 @@ class ImageClassifier(BatchHandler):
     def infer(self, *batch: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return what images (N, 3, H, W) uint8 are: all probabilities, and the best with indices.
 
-        Shapes (N, C), (N, top_k), (N, top_k). The best are found here: in one go for all.
+        Shapes (N, C), (N, top_k), (N, top_k); last the logits (N, C), where they are wanted. The
+        best are found here: in one go for all.
         """
         (pixels,) = batch
-        probabilities = torch.softmax(self.backend.run(scale_pixels(pixels)), dim=1)
-        return probabilities, *probabilities.topk(self.top_k)
+        logits = self.backend.run(scale_pixels(pixels))
+        probabilities = torch.softmax(logits, dim=1)
+        found = (probabilities, *probabilities.topk(self.top_k))
+        return (*found, logits) if self.keeps_logits else found
 
     def make_answer(self, output: tuple[torch.Tensor, ...]) -> dict[str, float]:
         """Return the top labels with their probabilities."""
-        _, values, indices = output
+        values, indices = output[1:3]
         top = zip(indices.tolist(), values.tolist(), strict=True)
         return {self.labels[index]: round(value, 6) for index, value in top}
 
     def make_arrays(self, output: tuple[torch.Tensor, ...]) -> Arrays:
         """Return the probabilities of all labels, and the most probable one."""
-        probabilities, _, indices = output
+        probabilities, indices = output[0], output[2]
         return {"probabilities": probabilities, "label": [str(self.labels[int(indices[0])])]}
+
+    def describe(self, inputs: Sequence[Tensors], outputs: Sequence[Any]) -> list[Observation]:
+        """Return the image's features, the label with its probability, and the logits."""
+        images = measure_images(torch.stack([pixels for (pixels,) in inputs])).numpy()
+        logits = _stack_logits(outputs)
+        columns = (
+            images.astype(np.float64).round(6).tolist(),
+            *(column.tolist() for column in find_best(logits)),
+            fold_logits(logits).tolist(),
+        )
+        return [
+            Observation(
+                features=dict(zip(IMAGE_FEATURES, numbers, strict=True)),
+                prediction=str(self.labels[best]),
+                confidence=confidence,
+                embedding=embedding,
+            )
+            for numbers, best, confidence, embedding in zip(*columns, strict=True)
+        ]
+
+    def score(self, outputs: Sequence[Any], kind: str) -> list[float]:
+        """Return how far each image is from what the model learnt, by its logits."""
+        scores: list[float] = score_logits(_stack_logits(outputs), kind).tolist()
+        return scores
 
     def explain(self, request: InferenceRequest, inputs: Sequence[Tensors]) -> InferenceResponse:
         """Answer how much each pixel speaks for a label."""
@@ -123,3 +156,7 @@ class ImageClassifier(BatchHandler):
             attributions={"attributions": values[0][0].sum(0)},
             delta=delta,
         )
+
+
+def _stack_logits(outputs: Sequence[tuple[torch.Tensor, ...]]) -> np.ndarray[Any, Any]:
+    return np.stack([output[3].float().numpy() for output in outputs])

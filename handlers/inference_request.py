@@ -23,6 +23,7 @@ __all__ = [
     "InferenceRequest",
     "Part",
     "parse_json",
+    "read_id",
     "read_request",
     "RequestLimits",
 ]
@@ -35,6 +36,7 @@ Serving's rows, {"predictions": [...]}; columns: TensorFlow Serving's columns, {
 v2: the Open Inference Protocol.
 """
 JSON_TYPE = "application/json"
+MOST_ID = 128
 
 
 class Incoming(NamedTuple):
@@ -47,6 +49,8 @@ class Incoming(NamedTuple):
     accept: str = ""
     is_explanation: bool = False
     """Whether it came to /explanations."""
+    header_id: str = ""
+    """The header X-Request-ID, where one came that can be kept: see read_id."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +136,15 @@ class InferenceRequest:
     """The id inside a v2 request, returned with the answer."""
     parameters: Mapping[str, Any] = field(default_factory=dict)
     """What a body of form v1, columns or v2 says under "parameters"."""
+
+
+def read_id(header: str) -> str:
+    """Return a request's id as its header says it, or nothing: who sends it may send anything.
+
+    At most 128 characters of printable ASCII stay.
+    """
+    is_plain = len(header) <= MOST_ID and header.isascii() and header.isprintable()
+    return header.strip() if is_plain else ""
 
 
 def read_request(

@@ -45,6 +45,7 @@ from image_input import ImageLimits, read_image, scale_pixels
 from inference_request import InferenceRequest, Part
 from inference_response import Arrays, InferenceResponse
 from letterbox import cut_frame, fit_image, restore_boxes
+from prediction_log import Observation
 from problem import RejectedInput
 from vision_operators import define_missing
 
@@ -143,6 +144,20 @@ class ObjectDetector(BatchHandler):
         """Return boxes, scores and labels."""
         labels = np.array(self._name_labels(output), dtype=np.str_)
         return {"boxes": output["boxes"], "scores": output["scores"], "labels": labels}
+
+    def describe(self, inputs: Sequence[Tensors], outputs: Sequence[Any]) -> list[Observation]:
+        """Return how many boxes were found and how sure they are; the surest one's label."""
+        return [self._observe(output) for output in outputs]
+
+    def _observe(self, output: Detections) -> Observation:
+        scores = output["scores"].tolist()
+        if not scores:
+            return Observation(features={"boxes": 0.0}, prediction="nothing")
+        return Observation(
+            features={"boxes": float(len(scores)), "confidence": sum(scores) / len(scores)},
+            prediction=self._name_labels(output)[0],
+            confidence=scores[0],
+        )
 
     def explain(self, request: InferenceRequest, inputs: Sequence[Tensors]) -> InferenceResponse:
         """Answer how much each pixel speaks for one detection."""

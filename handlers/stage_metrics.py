@@ -4,7 +4,7 @@ TorchServe's metrics API costs a printed line and its parsing in Java for each o
 histograms know only buckets from 5 ms up, whatever the unit (simpleclient's defaults). So
 the buckets are counted here and handed over every five seconds, as counters with the label `le`:
 what a histogram is on the wire. Without the metrics file that declares them TorchServe would throw
-them away, so then none are sent.
+them away, so then none are sent; an older file of ours declares all but the prediction log's.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ FLUSH_SECONDS = 5.0
 STAGE = "marwright_stage_seconds"
 BATCH = "marwright_batch_size"
 REQUESTS = "marwright_requests_total"
+LOGGED = "marwright_predictions_logged_total"
+LOST = "marwright_predictions_lost_total"
 
 Series = tuple[str, tuple[str, ...]]
 """A metric's name, and its labels' values after model and version."""
@@ -40,9 +42,13 @@ class StageMetrics:
 
     def __init__(self, context: Any, *, model: str, version: str, enabled: bool = True) -> None:
         self._labels = (model, version)
-        self._cache = context.metrics if enabled and _is_declared(context.metrics) else None
+        self._cache = context.metrics if enabled and _is_declared(context.metrics, *_OWN) else None
+        self._counts_predictions = self._cache is not None and _is_declared(
+            self._cache, LOGGED, LOST
+        )
         self._histograms: dict[Series, Histogram] = {}
         self._statuses: Counter[int] = Counter()
+        self._predictions: Counter[str] = Counter()
         self._lock = threading.Lock()
         if self._cache is not None:
             threading.Thread(target=self._flush_forever, name="metrics", daemon=True).start()
@@ -61,6 +67,12 @@ class StageMetrics:
                 self._observe((STAGE, (stage,)), seconds, SECONDS_BUCKETS)
             self._statuses.update(statuses)
 
+    def count_predictions(self, logged: int, lost: int) -> None:
+        """Count what the prediction log wrote, and what it could not."""
+        if self._counts_predictions:
+            with self._lock:
+                self._predictions.update({LOGGED: logged, LOST: lost})
+
     def _observe(self, series: Series, value: float, edges: Sequence[float]) -> None:
         histogram = self._histograms.get(series)
         if histogram is None:
@@ -72,6 +84,7 @@ class StageMetrics:
         with self._lock:
             histograms, self._histograms = self._histograms, {}
             statuses, self._statuses = self._statuses, Counter()
+            predictions, self._predictions = self._predictions, Counter()
         for (name, labels), histogram in histograms.items():
             for edge, count in histogram.accumulate():
                 self._add(f"{name}_bucket", count, *labels, edge)
@@ -79,6 +92,8 @@ class StageMetrics:
             self._add(f"{name}_count", sum(histogram.counts), *labels)
         for status, count in statuses.items():
             self._add(REQUESTS, count, str(status))
+        for name, count in predictions.items():
+            self._add(name, count)
 
     def _add(self, name: str, value: float, *labels: str) -> None:
         assert self._cache is not None  # else nothing is counted
@@ -132,13 +147,16 @@ class StopWatch:
         self._metrics.record(self._size, self._laps, statuses)
 
 
-def _is_declared(cache: Any) -> bool:
-    """Tell whether the server's metrics file names all of ours."""
-    histograms = [
-        f"{name}_{part}" for name in (STAGE, BATCH) for part in ("bucket", "sum", "count")
-    ]
+_OWN = (
+    REQUESTS,
+    *(f"{name}_{part}" for name in (STAGE, BATCH) for part in ("bucket", "sum", "count")),
+)
+
+
+def _is_declared(cache: Any, *names: str) -> bool:
+    """Tell whether the server's metrics file has all of these names."""
     try:
-        for name in (REQUESTS, *histograms):
+        for name in names:
             cache.get_metric(name)
     except Exception:  # TorchServe's own kind, a KeyError of a test's, or no cache at all
         return False

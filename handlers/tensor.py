@@ -13,7 +13,9 @@ and batch_handler.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,9 +28,14 @@ from batch_handler import BatchHandler
 from collation import Tensors
 from inference_request import InferenceRequest, Part
 from inference_response import NAMES, Arrays, InferenceResponse
+from logits import find_best, fold_logits, score_logits, to_logits
+from prediction_log import Observation
 from problem import RejectedInput
 
 __all__ = ["TensorHandler"]
+
+MOST_FEATURES = 64
+"""Numbers of an input that are features; a longer one is no row of a table."""
 
 
 class TensorHandler(BatchHandler):
@@ -48,6 +55,8 @@ class TensorHandler(BatchHandler):
             max_elements=int(self.settings.get("max_elements", ArrayLimits.max_elements))
         )
         self.explainer = Explainer(self.backend, self.settings, batch=self.max_batch)
+        self.labels = _read_labels(self.folder)
+        self.columns = _read_columns(self.folder)
 
     def make_example(self) -> tuple[torch.Tensor, ...] | None:
         """Return zeros where the settings declare shapes."""
@@ -97,6 +106,55 @@ class TensorHandler(BatchHandler):
         if isinstance(output, tuple):
             return {f"output_{index}": value for index, value in enumerate(output)}
         return {"output": output}
+
+    def describe(self, inputs: Sequence[Tensors], outputs: Sequence[Any]) -> list[Observation]:
+        """Return a row's numbers by their columns, and what the model makes of it.
+
+        That is a label with its probability where the archive has one for each number of the
+        output, else the number itself.
+        """
+        features = [self._name_features(tensors) for tensors in inputs]
+        logits = self._find_logits(outputs)
+        if logits is None:
+            return [
+                Observation(features=named, prediction=_write_number(output))
+                for named, output in zip(features, outputs, strict=True)
+            ]
+        columns = (*(column.tolist() for column in find_best(logits)), fold_logits(logits).tolist())
+        return [
+            Observation(
+                features=named,
+                prediction=self.labels[best],
+                confidence=confidence,
+                embedding=embedding,
+            )
+            for named, best, confidence, embedding in zip(features, *columns, strict=True)
+        ]
+
+    def score(self, outputs: Sequence[Any], kind: str) -> Sequence[float | None]:
+        """Return how far each thing is from what the model learnt, where its outputs are logits."""
+        logits = self._find_logits(outputs)
+        if logits is None:
+            return super().score(outputs, kind)
+        scores: list[float] = score_logits(logits, kind).tolist()
+        return scores
+
+    def _name_features(self, tensors: Tensors) -> dict[str, float]:
+        if len(tensors) != 1 or tensors[0].dim() > 1 or tensors[0].numel() > MOST_FEATURES:
+            return {}
+        numbers = tensors[0].reshape(-1).tolist()
+        if len(numbers) == len(self.columns):
+            return dict(zip(self.columns, numbers, strict=True))
+        return {f"value_{place}": number for place, number in enumerate(numbers)}
+
+    def _find_logits(self, outputs: Sequence[Any]) -> np.ndarray[Any, Any] | None:
+        """Return (N, classes) logits where each output has one number for each label."""
+        shape = (len(self.labels),)
+        if not self.labels or not all(
+            isinstance(item, torch.Tensor) and item.shape == shape for item in outputs
+        ):
+            return None
+        return to_logits(np.stack([output.float().numpy() for output in outputs]))
 
     def explain(self, request: InferenceRequest, inputs: Sequence[Tensors]) -> InferenceResponse:
         """Answer how much each number of the inputs speaks for a number of the output."""
@@ -177,3 +235,27 @@ def _choose_output(outputs: Any, wanted: Any) -> torch.Tensor:
         output: torch.Tensor = named[wanted]
         return output
     raise RejectedInput(422, f"expected output to be one of {list(named)}")
+
+
+def _read_labels(folder: Path) -> tuple[str, ...]:
+    """Return the archive's labels; none where it has no classes.json."""
+    path = folder / "classes.json"
+    return tuple(map(str, json.loads(path.read_text(encoding="utf-8")))) if path.is_file() else ()
+
+
+def _read_columns(folder: Path) -> tuple[str, ...]:
+    """Return the names of a table's columns, as the training's reference has them, if there is one.
+
+    They name what is logged, and no more: a reference that cannot be read stops no worker.
+    """
+    try:
+        with np.load(folder / "reference.npz", allow_pickle=False) as reference:
+            return tuple(reference["feature_names"].tolist())
+    except Exception:  # whatever zipfile, zlib and numpy raise for a broken one
+        return ()
+
+
+def _write_number(output: Any) -> str | None:
+    if isinstance(output, torch.Tensor) and output.numel() == 1:
+        return f"{output.item():.6g}"
+    return None

@@ -16,6 +16,7 @@ from marwright.archive.run import (
     CONFIG_NAME,
     METRICS_NAME,
     MODEL_NAME,
+    REFERENCE_NAME,
     SAMPLES_NAME,
     WEIGHTS_NAME,
 )
@@ -35,6 +36,7 @@ from .plots import (
 )
 from .predict import predict_inputs
 from .recipe import Recipe
+from .reference import make_reference, write_reference
 from .report import count_confusion, count_parameters, list_versions, measure_classes
 from .settings import Settings
 
@@ -72,6 +74,8 @@ def write_run(folder: Path, trained: Trained, facts: dict[str, Any]) -> dict[str
     report = _make_report(trained, probabilities, temperature, bins)
     _draw(folder, trained, probabilities, bins)
     _write_samples(folder, trained, probabilities)
+    reference = make_reference(data, test, compute_logits(trained.model, data.inputs[test]))
+    write_reference(folder / REFERENCE_NAME, reference)
     return {**report, **facts, "model_bytes": (folder / MODEL_NAME).stat().st_size}
 
 

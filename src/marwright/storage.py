@@ -125,8 +125,12 @@ def _lock(lock: Path, path: Path) -> IO[bytes]:
             found=f"process {holder or 'unknown'} writes it",
             remedy="wait until that has ended, or choose another folder",
         )
-    stream.truncate(0)
-    stream.write(str(os.getpid()).encode())
+    try:
+        stream.truncate(0)
+        stream.write(str(os.getpid()).encode())
+    except OSError:  # a full disk
+        stream.close()
+        raise
     return stream
 
 

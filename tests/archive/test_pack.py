@@ -18,6 +18,7 @@ import torch
 import yaml
 
 from marwright.archive import Packed, Run, Spec, pack_run, pack_spec
+from marwright.archive.checks import scan
 from marwright.archive.manifest import MANIFEST_NAME
 from marwright.archive.reader import read_manifest
 from marwright.errors import ArchiveError, RunError, StorageError, UsageError
@@ -107,10 +108,25 @@ def test_an_archive_of_a_run_holds_its_files_unchanged(
 ) -> None:
     members = read_members(packed.path)
     assert members["model.pt"] == run.model_path.read_bytes()
-    assert members["classes.json"] == (run.path / "classes.json").read_bytes()
+    for name in ("classes.json", "reference.npz"):
+        assert members[name] == (run.path / name).read_bytes()
     for name in ("image_classifier.py", "image_input.py"):
         assert members[name] == (root / "handlers" / name).read_bytes()
     assert yaml.safe_load(members["model-config.yaml"])["handler"] == {"image_size": [24, 24]}
+
+
+def test_the_reference_of_a_run_is_no_finding(tmp_path: Path, run: Run) -> None:
+    packed = pack_run(run, out=tmp_path)
+    assert "reference.npz" in read_members(packed.path)
+    assert not packed.findings
+    assert not scan(packed.path)
+
+
+def test_a_run_of_before_there_were_references_packs_without_one(tmp_path: Path, run: Run) -> None:
+    folder = Path(shutil.copytree(run.path, tmp_path / "run"))
+    (folder / "reference.npz").unlink()
+    packed = pack_run(Run.open(folder), out=tmp_path, preflight=None)
+    assert "reference.npz" not in read_members(packed.path)
 
 
 def test_settings_given_override_and_the_image_size_of_the_run_stays(
@@ -330,6 +346,7 @@ def test_the_chosen_file_is_packed_and_answers_in_the_preflight(
     members = read_members(packed.path)
     assert members["small.onnx"] == (optimised.path / "optimised/small.onnx").read_bytes()
     assert "model.pt" not in members
+    assert members["reference.npz"] == (optimised.path / "reference.npz").read_bytes()
     assert packed.figures["load_seconds"] > 0
     assert not packed.findings
 

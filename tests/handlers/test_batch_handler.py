@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import logging
 import math
@@ -637,3 +639,133 @@ def test_a_request_is_answered_as_alone_whatever_stands_beside_it(
         assert answer.status == alone.status == KINDS[name][1]
         if answer.status == 200:
             assert answer.body == alone.body
+
+
+def read_spool(folder: Path) -> list[dict[str, Any]]:
+    (path,) = (folder / "spool").iterdir()
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+@pytest.fixture
+def logging_handler(
+    handlers: Import, numbers: Any, start: Callable[..., Any], tmp_path: Path
+) -> Any:
+    """Logs everything that it is asked; tells the first number as its prediction."""
+    observation = handlers("prediction_log").Observation
+
+    class Telling(numbers):
+        def describe(self, inputs: Any, outputs: Any) -> Any:
+            return [
+                observation(features={"first": tensor[0].item()}, prediction=str(output.tolist()))
+                for (tensor,), output in zip(inputs, outputs, strict=True)
+            ]
+
+    log = {"folder": str(tmp_path / "log"), "share": 100}
+    return start(Telling, Double(), prediction_log=log)
+
+
+def test_every_thing_has_a_line_and_a_request_that_failed_has_one(
+    logging_handler: Any, post: Callable[..., Any], tmp_path: Path
+) -> None:
+    requests = [
+        post([1, 2], number=0),
+        post({"instances": [[3], [4]]}, number=1),
+        post(b"no list", number=2),
+        post([UNLUCKY], number=3),
+    ]
+    logging_handler.answer(requests)
+    logging_handler.prediction_log.close()
+    lines = read_spool(tmp_path / "log")
+    found = [
+        (line["request"], line["item"], line["status"], line.get("prediction")) for line in lines
+    ]
+    assert found == [
+        ("request-0", 0, 200, "[2.0, 4.0]"),
+        ("request-1", 0, 200, "[6.0]"),
+        ("request-1", 1, 200, "[8.0]"),
+        ("request-2", 0, OFF, None),
+        ("request-3", 0, 500, None),
+    ]
+    assert [line.get("features") for line in lines[:3]] == [{"first": n} for n in (1.0, 3.0, 4.0)]
+    assert all(0 < line["seconds"] < 10 and line["model"] == "m" for line in lines)
+    assert lines[3]["digest"] == hashlib.sha256(b"no list").hexdigest()
+
+
+def test_only_the_share_is_logged_and_answers_are_the_same(
+    logging_handler: Any, double: Any, post: Callable[..., Any], tmp_path: Path
+) -> None:
+    log = logging_handler.prediction_log
+    log._least = 1000  # 10 percent
+    requests = [post([n], number=n) for n in range(500)]
+    wanted = [request.id for request in requests if log.takes(request.id)]
+    answers = [answer.body for answer in ask(logging_handler, *requests)]
+    assert answers == [answer.body for answer in ask(double, *requests)]
+    log.close()
+    assert [line["request"] for line in read_spool(tmp_path / "log")] == wanted
+    assert 20 < len(wanted) < 80
+
+
+def test_what_is_logged_holds_no_batch_in_memory(
+    logging_handler: Any, post: Callable[..., Any]
+) -> None:
+    kept: list[Any] = []
+    logging_handler.prediction_log.keep = kept.extend
+    # As image_classifier does it: each thing's tensor is a view of the batch's.
+    logging_handler.make_tensors = lambda decoded: list(torch.tensor(decoded).float())
+    logging_handler.answer([post([n, n]) for n in range(8)])
+    assert len(kept) == 8
+    assert all(tensor.untyped_storage().nbytes() == 8 for note in kept for tensor in note.tensors)
+
+
+def test_explanations_are_not_logged(logging_handler: Any, post: Callable[..., Any]) -> None:
+    kept: list[Any] = []
+    logging_handler.prediction_log.keep = kept.extend
+    logging_handler.answer([post([1], explain=True), post([1])])
+    assert len(kept) == 1
+
+
+def test_a_renewal_writes_what_waits(
+    logging_handler: Any, post: Callable[..., Any], tmp_path: Path
+) -> None:
+    logging_handler.answer([post([1])])
+    logging_handler._flush()
+    assert len(read_spool(tmp_path / "log")) == 1
+
+
+def test_a_handler_that_tells_nothing_still_has_lines(
+    numbers: Any, start: Callable[..., Any], post: Callable[..., Any], tmp_path: Path
+) -> None:
+    log = {"folder": str(tmp_path / "log"), "share": 100, "score": "energy"}
+    handler = start(numbers, Double(), prediction_log=log)
+    handler.answer([post([1])])
+    handler.prediction_log.close()
+    (line,) = read_spool(tmp_path / "log")
+    assert not {"prediction", "features", "score"} & set(line)
+
+
+def test_a_score_that_the_handler_cannot_tell_is_refused_at_the_start(
+    numbers: Any, start: Callable[..., Any]
+) -> None:
+    with pytest.raises(ValueError, match="ood_score: Numbers has no score"):
+        start(numbers, Double(), ood_score="energy")
+    with pytest.raises(ValueError, match=r"handler\.ood_score to be one of"):
+        start(numbers, Double(), ood_score="best")
+
+
+def test_files_and_base64_have_the_digest_of_their_bytes(
+    logging_handler: Any, post: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging_handler, "decode", lambda part: [len(part.read_bytes())])
+    text = base64.b64encode(b"bytes").decode()
+    logging_handler.answer(
+        [
+            post(b"bytes", "image/png"),
+            post({"data": text}),
+            post({"instances": [{"b64": text}]}),
+            post(parts={"a": b"bytes", "b": b"bytes"}),
+        ]
+    )
+    logging_handler.prediction_log.close()
+    lines = read_spool(tmp_path / "log")
+    assert [line["digest"] for line in lines] == [hashlib.sha256(b"bytes").hexdigest()] * 5
+    assert [line.get("content_type") for line in lines] == ["image/png", *[None] * 4]

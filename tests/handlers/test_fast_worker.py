@@ -6,6 +6,7 @@ import random
 import struct
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -151,6 +152,100 @@ def test_whatever_a_batch_holds_it_is_read_as_torchserve_reads_it(
 ) -> None:
     content = encode(batch)
     assert read(handlers, Wire(content, sizes)) == read_as_torchserve(content)
+
+
+def read_header_ids(handlers: Import, *requests: Request) -> list[str]:
+    batch = handlers("fast_worker").BatchReader(Wire(encode(requests))).read()
+    return [incoming.header_id for incoming in batch]
+
+
+def test_the_id_of_a_request_is_read_and_the_other_headers_are_as_they_are(
+    handlers: Import,
+) -> None:
+    headers = {"Accept": "a/b", "X-Request-ID": "f00", "explain": "True"}
+    batch = [("id", headers, []), ("id", {"x-request-id": "bar", "accept": "c/d"}, []), PLAIN]
+    content = encode(batch)
+    assert read_header_ids(handlers, *batch) == ["f00", "bar", ""]
+    assert read(handlers, Wire(content)) == read_as_torchserve(content)
+
+
+def test_requests_that_differ_in_their_id_alone_are_found_in_the_cache(handlers: Import) -> None:
+    module = handlers("fast_worker")
+    module._read_headers.cache_clear()
+    names = {"Host": "localhost", "X-Request-ID": "", "accept": "*/*", "User-Agent": "x"}
+    batch = [("id", {**names, "X-Request-ID": f"{n:032x}"}, []) for n in range(50)]
+    assert read_header_ids(handlers, *batch) == [f"{n:032x}" for n in range(50)]
+    info = module._read_headers.cache_info()
+    assert (info.misses, info.hits) == (1, 49)
+
+
+@pytest.mark.parametrize(
+    "header", ["", "a" * 129, "a\nb", "a\0b", "\x7f", "é", "\x1b[31m", "\u2028", " "]
+)
+def test_an_id_that_cannot_be_kept_is_none(handlers: Import, header: str) -> None:
+    assert read_header_ids(handlers, ("id", {"X-Request-ID": header}, [])) == [""]
+
+
+def test_an_id_of_128_characters_is_kept(handlers: Import) -> None:
+    assert read_header_ids(handlers, ("id", {"x-request-id": "~" * 128}, [])) == ["~" * 128]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "\0\0\0\x0cx-request-id",
+        "\0\0\0\x0cX-Request-ID\0\0\0\3abc",
+        "1234\0\0\0\x0cx-request-id\x7fzzz",
+        "\0\0\0\0\0\0\0\x0cx-request-id\0\0\0\1a",
+    ],
+)
+def test_a_header_that_looks_like_an_id_inside_is_read_as_torchserve_reads_it(
+    handlers: Import, value: str
+) -> None:
+    for headers in (
+        {"h": value, "accept": "a/b"},
+        {"accept": "a/b", "x": value},
+        {value: "x", "explain": "True"},
+        {"X-Request-ID": "real", "h": value},
+    ):
+        batch = [("id", headers, [("body", b"1", "")])]
+        content = encode(batch)
+        assert read(handlers, Wire(content)) == read_as_torchserve(content)
+        assert read_header_ids(handlers, *batch) in (["real"], [""])
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    headers=st.dictionaries(
+        TEXT | st.sampled_from(["accept", "X-Request-ID", "\0\0\0\x0cx-request-id"]),
+        TEXT | st.sampled_from(["\0\0\0\x0cx-request-id\0\0\0\1a", "\0\0\0\x0cX-REQUEST-ID"]),
+        max_size=4,
+    )
+)
+def test_whatever_headers_hold_they_are_read_as_torchserve_reads_them(
+    handlers: Import, headers: dict[str, str]
+) -> None:
+    content = encode([("id", headers, [])])
+    assert read(handlers, Wire(content)) == read_as_torchserve(content)
+
+
+def test_both_ways_log_a_request_under_the_same_id(
+    handlers: Import, start: Callable[..., Any], tmp_path: Path
+) -> None:
+    handler = start(
+        handlers("tensor").TensorHandler,
+        Double(),
+        inputs=[{"name": "x", "shape": [2], "datatype": "FP32"}],
+        prediction_log={"folder": str(tmp_path / "log"), "share": 100},
+    )
+    content = encode([ask(b"[1, 2]", **{"X-Request-ID": "the-id"}), ask(b"[1, 2]")])
+    answer_fast(handlers, handler, content)
+    answer_as_torchserve(handler, content)
+    handler.prediction_log.close()
+    (path,) = (tmp_path / "log/spool").iterdir()
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["request"] for line in lines] == ["the-id", "id"] * 2
+    assert len({line["digest"] for line in lines}) == 1
 
 
 def test_a_small_batch_costs_one_read(handlers: Import) -> None:

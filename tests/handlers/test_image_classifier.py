@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -259,6 +260,58 @@ def test_a_worker_that_was_given_a_gpu_that_torch_cannot_see_uses_the_cpu(
 ) -> None:
     service = load(folder, gpu_id=0)
     assert ask(service, {"body": bytearray(scan)})[0].status == 200
+
+
+def test_the_prediction_log_has_features_label_confidence_logits_and_score(
+    folder: Path, load: Callable[..., Any], run: Run, tmp_path: Path
+) -> None:
+    log = {"folder": str(tmp_path / "log"), "share": 100, "score": "energy"}
+    change_settings(folder, prediction_log=log)
+    service = load(folder)
+    rows = [{"body": bytearray(sample.path.read_bytes())} for sample in run.samples]
+    answers = ask(service, *rows, {"body": bytearray(b"no image")})
+    service._entry_point.__self__.prediction_log.close()
+    (path,) = (tmp_path / "log/spool").iterdir()
+    *lines, refused = (json.loads(line) for line in path.read_text("utf-8").splitlines())
+    with np.load(folder / "reference.npz") as reference:
+        names = reference["feature_names"].tolist()
+    for sample, answer, line in zip(run.samples, answers, lines, strict=False):
+        assert line["prediction"] == sample.prediction
+        assert line["confidence"] == pytest.approx(next(iter(answer.body.values())), abs=2e-6)
+        assert list(line["features"]) == names
+        logits = torch.tensor(line["embedding"])
+        assert torch.softmax(logits, 0).max() == pytest.approx(line["confidence"], abs=1e-4)
+        assert line["score"] == pytest.approx(-torch.logsumexp(logits, 0).item(), abs=1e-3)
+    assert (refused["status"], "features" in refused) == (415, False)
+
+
+def test_a_score_is_told_in_a_header_where_it_is_asked_for(
+    folder: Path, load: Callable[..., Any], scan: bytes
+) -> None:
+    row = {"body": bytearray(scan)}
+    service = load(folder)
+    (plain,) = ask(service, row)
+    assert "x-ood-score" not in read_headers(service)
+    change_settings(folder, ood_score="softmax")
+    service = load(folder)
+    (told,) = ask(service, row)
+    assert told == plain  # the body is as it was
+    score = float(read_headers(service)["x-ood-score"])
+    assert score == pytest.approx(1 - next(iter(plain.body.values())), abs=2e-6)
+
+
+def read_headers(service: Any) -> dict[str, str]:
+    headers: dict[str, str] = service.context.get_response_headers(0)
+    return headers
+
+
+def test_logits_are_kept_only_where_something_needs_them(
+    folder: Path, load: Callable[..., Any]
+) -> None:
+    pixels = torch.zeros(1, 3, 24, 24, dtype=torch.uint8)
+    assert len(load(folder)._entry_point.__self__.infer(pixels)) == 3
+    change_settings(folder, ood_score="energy")
+    assert len(load(folder)._entry_point.__self__.infer(pixels)) == 4
 
 
 def test_labels_of_another_model_are_refused_at_the_start(

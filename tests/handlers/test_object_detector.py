@@ -196,6 +196,29 @@ def test_the_best_box_of_each_thing_is_told_best_first(
     assert [score for _, score in found] == pytest.approx([score for _, score in expected])
 
 
+def test_the_prediction_log_has_how_many_boxes_there_are_and_the_surest_ones_label(
+    detect: Callable[..., Any], post: Callable[..., Any], tmp_path: Path
+) -> None:
+    log = {"folder": str(tmp_path / "log"), "share": 100, "score": "energy"}
+    image = post(draw((64, 64), (0, 0, 1, 1)))
+    for threshold in (0.65, 0.8):
+        handler = detect(
+            Raw(ROWS, SCORES),
+            image_size=[64, 64],
+            score_threshold=threshold,
+            prediction_log=log,
+        )
+        handler.answer([image])
+        handler.prediction_log.close()
+    found, nothing = (
+        json.loads(path.read_text()) for path in sorted((tmp_path / "log/spool").iterdir())
+    )
+    assert found["features"] == {"boxes": 2, "confidence": pytest.approx(0.75)}
+    assert (found["prediction"], found["confidence"]) == ("cat", pytest.approx(0.8))
+    assert (nothing["features"], nothing["prediction"]) == ({"boxes": 0}, "nothing")
+    assert "score" not in found
+
+
 def test_a_batch_is_answered_as_its_images_are_alone(
     detect: Callable[..., Any], post: Callable[..., Any]
 ) -> None:

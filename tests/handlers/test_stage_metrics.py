@@ -27,14 +27,16 @@ class Cache:
     def __init__(self) -> None:
         self.counts: Counter[tuple[str, tuple[str, ...]]] = Counter()
         self.calls = 0
+        self.lock = threading.Lock()  # TorchServe's prints a line, which needs none
 
     def get_metric(self, name: str) -> Any:
         cache = self
 
         class Metric:
             def add_or_update(self, value: float, labels: list[str]) -> None:
-                cache.calls += 1
-                cache.counts[name, tuple(labels)] += value  # type: ignore[assignment]  # seconds
+                with cache.lock:
+                    cache.calls += 1
+                    cache.counts[name, tuple(labels)] += value  # type: ignore[assignment]  # seconds
 
         return Metric()
 
@@ -171,6 +173,34 @@ def test_nothing_is_counted_that_nobody_would_read(
     assert cache.calls == 0
 
 
+def test_logged_and_lost_predictions_are_counted(metrics: Any, cache: Cache) -> None:
+    metrics.count_predictions(2, 0)
+    metrics.count_predictions(1, 5)
+    metrics.flush()
+    assert cache.counts["marwright_predictions_logged_total", ("m", "2.0")] == 3
+    assert cache.counts["marwright_predictions_lost_total", ("m", "2.0")] == 5
+
+
+def test_a_metrics_file_of_an_older_server_still_gets_what_it_declares(
+    handlers: Import, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handlers("stage_metrics"), "FLUSH_SECONDS", 3600)
+
+    class Older(Cache):
+        def get_metric(self, name: str) -> Any:
+            if "predictions" in name:
+                raise KeyError(name)
+            return super().get_metric(name)
+
+    cache = Older()
+    metrics = handlers("stage_metrics").StageMetrics(Context(cache), model="m", version="1")
+    metrics.count_predictions(2, 1)
+    metrics.record(1, [], [200])
+    metrics.flush()
+    assert cache.counts[REQUESTS, ("m", "1", "200")] == 1
+    assert not [name for name, _ in cache.counts if "predictions" in name]
+
+
 def test_counts_are_handed_over_by_themselves(
     handlers: Import, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -210,6 +240,7 @@ def test_torchserve_takes_every_series_without_a_complaint(
         for stage in ("decode", "preprocess", "infer"):
             watch.lap(stage)
         watch.finish("postprocess", [200, 415, 500])
+        metrics.count_predictions(3, 1)
         metrics.flush()
     lines = [record for record in caplog.records if "[METRICS]marwright" in record.message]
     assert not [record for record in lines if record.levelno >= logging.WARNING]

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,11 @@ class Pair(torch.nn.Module):
 
     def forward(self, left: torch.Tensor, right: torch.Tensor) -> dict[str, torch.Tensor]:
         return {"difference": left - right, "product": left * right}
+
+
+class Sum(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.sum(dim=1)
 
 
 class Halves(torch.nn.Module):
@@ -298,3 +304,74 @@ def test_an_input_of_several_that_comes_twice_is_refused(
     parts = [("left", write_npy([1, 2]), NPY), ("left", write_npy([3, 4]), NPY)]
     ((status, answer),) = ask(pair, post()._replace(row=parts))
     assert (status, "several times" in answer["detail"]) == (422, True)
+
+
+def describe(
+    handlers: Import, start: Callable[..., Any], tmp_path: Path, *requests: Any, **settings: Any
+) -> list[dict[str, Any]]:
+    """Return what the prediction log has of requests to a handler of rows of two numbers."""
+    log = {"folder": str(tmp_path / "log"), "share": 100, "score": "energy"}
+    handler = start(
+        handlers("tensor").TensorHandler, Double(), inputs=DECLARED, prediction_log=log, **settings
+    )
+    handler.answer(requests)
+    handler.prediction_log.close()
+    (path,) = (tmp_path / "log/spool").iterdir()
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+def test_a_row_is_logged_with_its_numbers_by_place_and_no_prediction_of_several(
+    handlers: Import, start: Callable[..., Any], post: Callable[..., Any], tmp_path: Path
+) -> None:
+    (line,) = describe(handlers, start, tmp_path, post([0.5, 2]))
+    assert line["features"] == {"value_0": 0.5, "value_1": 2.0}
+    assert not {"prediction", "confidence", "embedding", "score"} & set(line)
+
+
+def test_an_archive_that_knows_columns_and_labels_has_them_in_the_log(
+    handlers: Import, start: Callable[..., Any], post: Callable[..., Any], tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    np.savez(folder / "reference.npz", feature_names=np.array(["length", "depth"]))
+    (folder / "classes.json").write_text('["short", "long"]')
+    first, second = describe(handlers, start, tmp_path, post([0, 1]), post([[3, 0]]))
+    assert first["features"] == {"length": 0.0, "depth": 1.0}
+    assert (first["prediction"], second["prediction"]) == ("long", "short")
+    assert first["confidence"] == pytest.approx(torch.softmax(torch.tensor([0.0, 2.0]), 0)[1])
+    assert first["embedding"] == [0.0, 2.0]
+    assert first["score"] == pytest.approx(-torch.logsumexp(torch.tensor([0.0, 2.0]), 0))
+
+
+def test_a_reference_that_is_broken_costs_the_names_alone(
+    handlers: Import, start: Callable[..., Any], post: Callable[..., Any], tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "reference.npz").write_bytes(b"PK\3\4 no archive")
+    (line,) = describe(handlers, start, tmp_path, post([0.5, 2]))
+    assert list(line["features"]) == ["value_0", "value_1"]
+
+
+def test_a_single_number_is_the_prediction(
+    handlers: Import, start: Callable[..., Any], post: Callable[..., Any], tmp_path: Path
+) -> None:
+    log = {"folder": str(tmp_path / "log"), "share": 100}
+    handler = start(handlers("tensor").TensorHandler, Sum(), inputs=DECLARED, prediction_log=log)
+    handler.answer([post([0.5, 2]), post(list(range(100)))])
+    handler.prediction_log.close()
+    (path,) = (tmp_path / "log/spool").iterdir()
+    good, bad = (json.loads(line) for line in path.read_text().splitlines())
+    assert good["prediction"] == "2.5"
+    assert (bad["status"], "prediction" in bad) == (422, False)
+
+
+def test_a_score_is_told_to_the_client_where_the_outputs_are_logits(
+    handlers: Import, start: Callable[..., Any], post: Callable[..., Any], tmp_path: Path
+) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/classes.json").write_text('["short", "long"]')
+    handler = start(handlers("tensor").TensorHandler, Double(), inputs=DECLARED, ood_score="energy")
+    one, several = handler.answer([post([0, 1]), post([[0, 1], [50, 0]])])
+    assert one.headers == {"x-ood-score": "-2.12693"}
+    assert several.headers == {"x-ood-score": "-2.12693,-100"}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
 import os
@@ -10,12 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from marwright.errors import ServerError
 from marwright.server import Ports
 from marwright.server.deployment import Deployment, ModelEntry
 from marwright.server.launch import Launch, clear_run_folder, find_package, make_run_folder
-from marwright.server.sections import AccessSettings
+from marwright.server.sections import REDACTABLE, AccessSettings, PredictionSettings
 from marwright.server.wanted import list_wanted
 
 
@@ -175,3 +177,36 @@ def write_archive(store: Path, name: str, config: str | None) -> str:
         manifest = json.dumps({"runtime": "python", "model": model})
         archive.writestr("MAR-INF/MANIFEST.json", manifest)
     return f"{name}.mar"
+
+
+def test_workers_are_told_of_the_prediction_log_and_its_bounds(tmp_path: Path) -> None:
+    def find(**monitoring: object) -> str | None:
+        deployment = Deployment.model_validate({"store": tmp_path, "models": [], **monitoring})
+        launch = Launch(deployment, None, [], {}, tmp_path, tmp_path / "server.log")
+        return launch.make_environment().get("MARWRIGHT_PREDICTIONS")
+
+    assert find() is None
+    predictions = {"folder": "seen", "most_bytes": "8 MiB", "redact": ["input"], "share": 2.5}
+    told = json.loads(find(monitoring={"predictions": predictions}) or "")
+    assert told == {
+        "folder": str(Path("seen").absolute()),
+        "share": 2.5,
+        "inputs": "digest",
+        "input_bytes": 1 << 16,
+        "redact": ["input"],
+        "score": "none",
+        "spool_bytes": 2 << 20,
+    }
+
+
+def test_what_can_be_redacted_is_what_the_handlers_leave_out(root: Path) -> None:
+    source = (root / "handlers/prediction_log.py").read_text("utf-8")
+    (node,) = (
+        node
+        for node in ast.parse(source).body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "FIELDS"
+    )
+    fields = {item.value for item in ast.walk(node) if isinstance(item, ast.Constant)}
+    assert fields == set(REDACTABLE)
+    with pytest.raises(ValidationError, match="'mood' is no field"):
+        PredictionSettings.model_validate({"redact": ["features.red", "mood"]})

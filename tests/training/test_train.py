@@ -70,6 +70,7 @@ def test_a_run_holds_exactly_the_documented_files(quick: Run) -> None:
         "metrics.jsonl",
         "model.pt",
         "classes.json",
+        "reference.npz",
         "report.json",
         "weights.pt",
         "curves.png",
@@ -89,7 +90,8 @@ def test_the_same_seed_gives_the_same_run(tmp_path: Path, quick: Run) -> None:
     weights = load_weights(again)
     assert all(torch.equal(tensor, weights[name]) for name, tensor in load_weights(quick).items())
     first, second = read_folder(quick.path), read_folder(again.path)
-    for name in ("config.json", "classes.json", "samples/samples.json", "confusion.png"):
+    same = ("classes.json", "confusion.png", "config.json", "reference.npz", "samples/samples.json")
+    for name in same:
         assert first[name] == second[name]
     archives = [
         pack_run(run, out=tmp_path / run.path.name, preflight=None) for run in (quick, again)

@@ -25,7 +25,7 @@ from marwright.archive.draft import Draft
 from marwright.archive.handler import find_ours
 from marwright.archive.member import Member, Stretch
 from marwright.archive.provenance import make_provenance
-from marwright.archive.run import CLASSES_NAME, Choice, Run
+from marwright.archive.run import CLASSES_NAME, REFERENCE_NAME, Choice, Run
 from marwright.archive.settings import ModelSettings
 from marwright.archive.spec import Spec
 from marwright.archive.writer import suffix_of, write_archive
@@ -130,6 +130,8 @@ def pack_run(
     from marwright.archive.description import describe  # 0.1 s that only a pack needs
 
     draft = Draft.from_spec(spec, Path())
+    if reference := run.reference_path:
+        draft = draft.extend(Member(REFERENCE_NAME, reference))
     if choice is not None:
         optimised_to = {"variant": choice.name, "why": choice.why}
         run = replace(run, report={**run.report, "optimised": optimised_to})

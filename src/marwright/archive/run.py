@@ -17,6 +17,7 @@ __all__ = [
     "CONFIG_NAME",
     "METRICS_NAME",
     "MODEL_NAME",
+    "REFERENCE_NAME",
     "REPORT_NAME",
     "Run",
     "Sample",
@@ -32,6 +33,8 @@ WEIGHTS_NAME = "weights.pt"
 CHOSEN_NAME = "optimised/chosen.json"
 """Which optimised variant `marwright pack` takes."""
 CLASSES_NAME = "classes.json"
+REFERENCE_NAME = "reference.npz"
+"""What live inputs and answers are compared with; older runs have none."""
 REPORT_NAME = "report.json"
 SAMPLES_NAME = "samples/samples.json"
 
@@ -102,6 +105,12 @@ class Run:
     def weights_path(self) -> Path:
         """The state dict."""
         return self.path / WEIGHTS_NAME
+
+    @property
+    def reference_path(self) -> Path | None:
+        """What live inputs and answers are compared with; None in older runs."""
+        path = self.path / REFERENCE_NAME
+        return path if path.is_file() else None
 
     def read_choice(self) -> Choice | None:
         """Return what optimising chose; None where nothing was.

@@ -72,6 +72,10 @@ class HandlerSettings(BaseModel):
     """Whether a worker renews itself in place when it gets SIGUSR2; true where not given."""
     renew_above_bytes: int | None = Field(default=None, ge=1)
     """Resident set above which a worker renews itself unasked; never where not given."""
+    prediction_log: dict[str, Any] | None = None
+    """What is kept of requests and answers: folder, share and more (handlers/prediction_log.py)."""
+    ood_score: Literal["energy", "softmax"] | None = None
+    """Score of each answer's header x-ood-score; none where not given."""
     image_size: tuple[PositiveInt, PositiveInt] | None = None
     """image_classifier: (height, width) in pixels that the model takes."""
     top_k: int | None = Field(default=None, ge=1)

@@ -61,7 +61,7 @@ Where other work had the cores, a batch then took 2.8 ms instead of 45; elsewher
 """
 PREDICTIONS_VARIABLE = "MARWRIGHT_PREDICTIONS"
 SPOOL_BYTES = 64 << 20
-"""Most that workers write before somebody collects it: some 60,000 predictions."""
+"""Most that workers write before somebody collects it: some 25,000 predictions."""
 CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 
 
@@ -208,7 +208,8 @@ class Launch:
             return {}
         settings = predictions.model_dump(mode="json", exclude={"keep_days", "most_bytes"})
         settings["folder"] = str(predictions.folder.absolute())
-        return {PREDICTIONS_VARIABLE: json.dumps({**settings, "spool_bytes": SPOOL_BYTES})}
+        spool = min(SPOOL_BYTES, predictions.most_bytes // 4)
+        return {PREDICTIONS_VARIABLE: json.dumps({**settings, "spool_bytes": spool})}
 
     def _find_certificate(self) -> Certificate | None:
         tls = self.deployment.tls

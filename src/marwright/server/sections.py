@@ -31,6 +31,7 @@ __all__ = [
     "PortSettings",
     "PredictionSettings",
     "read_switch",
+    "REDACTABLE",
     "ReleaseSettings",
     "ServerSettings",
     "ShadowSettings",
@@ -58,6 +59,11 @@ def parse_size(value: Any) -> Any:
 
 
 Size = Annotated[int, BeforeValidator(parse_size, json_schema_input_type=int | str)]
+REDACTABLE = (
+    *("confidence", "content_type", "digest", "embedding", "features"),
+    *("input", "prediction", "request", "score", "seconds"),
+)
+"""Fields of the prediction log that need not be written (handlers/prediction_log.py)."""
 Percent = Annotated[float, Field(ge=0, le=100, multiple_of=0.01)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 
@@ -346,11 +352,21 @@ class PredictionSettings(BaseModel):
     input_bytes: Size = Field(default=1 << 16, ge=0, le=1 << 24)
     """Size above which an input is kept as its digest alone."""
     redact: list[str] = []
-    """What is never written: prediction, confidence, request, embedding, features, or one of them
-    as features.NAME."""
+    """What is never written: confidence, content_type, digest, embedding, features, input,
+    prediction, request, score, seconds; or one of the features, as features.NAME."""
     score: Literal["none", "energy", "softmax"] = "none"
     """How far a request is from what the model learnt: the energy of its logits, or 1 minus the
     highest probability."""
+
+    @field_validator("redact")
+    @classmethod
+    def _check_fields(cls, names: list[str]) -> list[str]:
+        for name in names:
+            if name not in REDACTABLE and not name.startswith("features."):
+                raise ValueError(
+                    f"{name!r} is no field; {', '.join(REDACTABLE)} or features.NAME are"
+                )
+        return names
 
     @field_validator("folder")
     @classmethod
