@@ -31,9 +31,22 @@ CHECKS = [
     "memory",
     "disk for temporary files",
     "disk for archives",
+    "prometheus",
+    "promtool",
+    "prometheus-alertmanager",
+    "amtool",
     "torch",
     "torchvision",
 ]
+
+
+def test_programs_that_are_missing_are_a_note_with_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = list(doctor._check_monitoring())
+    assert {finding.state for finding in found} == {"note"}
+    assert all("apt-get install prometheus" in finding.remedy for finding in found)
 
 
 def find(findings: Any, check: str) -> Finding:

@@ -18,6 +18,7 @@ from typing import Literal
 import psutil
 
 from marwright.errors import MarwrightError
+from marwright.monitor.program import PROGRAMS, find_program
 from marwright.server.deployment import Deployment
 from marwright.server.java import find_java
 from marwright.server.ports import Ports, list_taken
@@ -58,6 +59,7 @@ def examine(store: Path, deploy: Path = Path("deploy.yaml")) -> Iterator[Finding
     yield _check_ports(deploy)
     yield _check_memory()
     yield from _check_disk(store)
+    yield from _check_monitoring()
     yield from _check_imports()
 
 
@@ -149,6 +151,14 @@ def _check_disk(store: Path) -> Iterator[Finding]:
                 yield Finding(check, "ok", found)
         except OSError as exc:
             yield Finding(check, "fail", f"{existing}: {exc.strerror}", "choose a writable folder")
+
+
+def _check_monitoring() -> Iterator[Finding]:
+    for name in PROGRAMS:
+        try:
+            yield Finding(name, "ok", f"{find_program(name)}, for marwright monitor")
+        except MarwrightError as exc:
+            yield Finding(name, "note", "missing; for marwright monitor", exc.remedy)
 
 
 def _check_imports() -> Iterator[Finding]:

@@ -323,6 +323,14 @@ FAMILIES = (
         "monitor",
         "When the open release began, since the epoch.",
     ),
+    # The monitoring itself.
+    Family(
+        "marwright_monitor_failures_total",
+        "counter",
+        ("duty",),
+        "monitor",
+        "Times that a duty of the monitoring failed: collecting, comparing, measuring.",
+    ),
 )
 """In the order of the endpoint and of the docs."""
 

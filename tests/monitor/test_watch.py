@@ -1,0 +1,276 @@
+"""Monitoring beside a server: once, until the server ends, and with all of it gone after that."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from tests.conftest import end_serving, wait_until
+from tests.monitor.test_alerts import Watched, write_archive
+
+from marwright.errors import StorageError
+from marwright.monitor import watch
+from marwright.monitor.duties import Duties, Failures
+from marwright.monitor.program import Program
+from marwright.monitor.release_metrics import render_releases
+from marwright.monitor.watch import Keeper, data_folder
+from marwright.release.history import HISTORY_NAME, History, make_line, start_line
+from marwright.server.deployment import Deployment
+from marwright.server.metrics.exposition import read_lines
+from marwright.server.ports import Ports
+from marwright.server.registry import Record, find_record
+from marwright.server.sections import MonitoringSettings, PredictionSettings
+from marwright.server.supervision.inspection import restart_server, stop_server
+
+PROGRAMS = ("prometheus", "prometheus-alertmanager", "promtool", "amtool")
+needs_programs = pytest.mark.skipif(
+    not all(map(shutil.which, PROGRAMS)),
+    reason="needs Debian's prometheus and prometheus-alertmanager",
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def scratch() -> Iterator[Path]:
+    """The folder of temporary files and, in it, the runtime folder: nothing else is in either."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as name, pytest.MonkeyPatch.context() as patch:
+        folder = Path(name).resolve()
+        (folder / "runtime").mkdir(mode=0o700)
+        patch.setenv("XDG_RUNTIME_DIR", str(folder / "runtime"))
+        patch.setenv("TMPDIR", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
+    """A monitored server; the last test here stops it."""
+    one = Watched(tmp_path_factory.mktemp("watched"), "kept", scale=60)
+    write_archive(one.folder / "store/odd.mar", "odd")
+    one.write(models=["odd.mar"])
+    try:
+        one.start()
+        one.watch()
+        yield one
+    finally:
+        one.end()
+
+
+def find_process(scratch: Path, name: str) -> psutil.Process:
+    """Return a program by its run folder in the scratch folder."""
+    (path,) = [
+        path
+        for path in scratch.glob(f"marwright-{name}-*/server_pid")
+        if path.parent.name.rpartition("-")[0] == f"marwright-{name}"
+    ]
+    return psutil.Process(int(path.read_text().split()[0]))
+
+
+def query(watched: Watched, expression: str) -> list[dict[str, Any]]:
+    url = f"{watched.addresses['prometheus']}/api/v1/query?query={expression}"
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            found: list[dict[str, Any]] = json.load(answer)["data"]["result"]
+    except OSError:
+        return []
+    return found
+
+
+@needs_programs
+@pytest.mark.server
+def test_a_second_monitor_of_a_server_says_so(watched: Watched) -> None:
+    command = [sys.executable, "-m", "marwright", "monitor", "up", "kept"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=watched.environment, check=False
+    )
+    assert done.returncode == 1
+    assert watched.monitor is not None
+    assert f"monitored already: found process {watched.monitor.pid}" in done.stderr
+
+
+@needs_programs
+@pytest.mark.server
+def test_releases_are_among_the_servers_own_metrics(watched: Watched) -> None:
+    history = History(watched.folder / HISTORY_NAME)
+    begun = history.add(start_line("odd", "2.0", before="1.0"))
+    wait_until(lambda: query(watched, "marwright_release_open==1"), timeout=30)
+    history.add(make_line(begun, "returned"))
+    wait_until(lambda: not query(watched, "marwright_release_open"), timeout=30)
+
+
+@needs_programs
+@pytest.mark.server
+def test_a_prometheus_that_was_killed_is_started_again(watched: Watched, scratch: Path) -> None:
+    process = find_process(scratch, "prometheus")
+    process.kill()
+    wait_until(lambda: not process.is_running(), timeout=10)
+    wait_until(lambda: query(watched, "up==1"), timeout=30)
+    assert "prometheus has ended" in watched.read_words()
+
+
+@needs_programs
+@pytest.mark.server
+def test_a_restart_of_the_server_is_survived(watched: Watched) -> None:
+    restart_server(find_record("kept"), timeout=120)
+    wait_until(lambda: query(watched, "marwright_server_ready==1"), timeout=30)
+    assert watched.monitor is not None
+    assert watched.monitor.poll() is None
+
+
+@needs_programs
+@pytest.mark.server
+def test_a_monitor_that_is_killed_leaves_no_process_and_no_folder(
+    watched: Watched, scratch: Path
+) -> None:
+    processes = [find_process(scratch, name) for name in PROGRAMS[:2]]
+    assert watched.monitor is not None
+    watched.monitor.kill()
+    end_serving(watched.monitor)
+    wait_until(lambda: not any(map(psutil.Process.is_running, processes)), timeout=20)
+    wait_until(lambda: not [*scratch.glob("marwright-prometheus*")], timeout=20)
+    watched.watch()
+
+
+@needs_programs
+@pytest.mark.server
+def test_sigterm_takes_its_processes_and_files_with_it(watched: Watched, scratch: Path) -> None:
+    processes = [find_process(scratch, name) for name in PROGRAMS[:2]]
+    metrics = Path(find_record("kept").run_folder) / "metrics"
+    wait_until(lambda: [*metrics.glob("*.prom")], timeout=20)
+    assert watched.monitor is not None
+    end_serving(watched.monitor)
+    assert watched.monitor.returncode == 0
+    assert not any(map(psutil.Process.is_running, processes))
+    assert not [*scratch.glob("marwright-prometheus*")]
+    assert not [*metrics.glob("*.prom")]
+    watched.watch()
+
+
+@needs_programs
+@pytest.mark.server
+def test_it_ends_with_a_server_that_is_stopped_in_order(watched: Watched, scratch: Path) -> None:
+    stop_server(find_record("kept"), timeout=60)
+    assert watched.monitor is not None
+    assert watched.monitor.wait(30) == 0
+    assert "the server kept has ended" in watched.read_words()
+    assert not [*scratch.glob("marwright-*")]
+
+
+def test_data_are_kept_by_the_servers_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert data_folder("main") == tmp_path / "marwright/monitoring/main"
+
+
+def test_pauses_before_a_program_that_keeps_ending_double(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(watch, "FIRST_PAUSE", 0.05)
+    told: list[str] = []
+    program = Program(
+        "false",
+        "monitoring.prometheus",
+        Ports.find_free().inference,
+        key="k",
+        files={},
+        arguments=[],
+    )
+    try:
+        keeper = Keeper(program, told.append)
+
+        def look() -> bool:
+            keeper.look()
+            return len(told) >= 4
+
+        wait_until(look, timeout=20)
+        pauses = [float(line.rpartition(" in ")[2].removesuffix(" s")) for line in told]
+        assert pauses[:4] == [0.05, 0.1, 0.2, 0.4]
+        assert keeper.restarts == 3
+    finally:
+        program.end()
+
+
+def make_record(folder: Path) -> Record:
+    (folder / "run").mkdir()
+    return Record("main", os.getpid(), "", "", str(folder / "deploy.yaml"), str(folder / "run"))
+
+
+def test_a_duty_that_fails_stops_no_other_and_is_told_once(tmp_path: Path) -> None:
+    (tmp_path / HISTORY_NAME).mkdir()  # no history can be read of a folder
+    predictions = PredictionSettings(folder=tmp_path / "predictions")
+    deployment = Deployment(monitoring=MonitoringSettings(predictions=predictions))
+    told: list[str] = []
+    duties = Duties(deployment, tell=told.append, scale=100)
+    record = make_record(tmp_path)
+    with duties.perform(lambda: record):
+        wait_until(lambda: duties.failures.counts["releases"] >= 2, timeout=20)
+        wait_until((tmp_path / "run/metrics/predictions.prom").exists, timeout=20)
+    assert len([line for line in told if line.startswith("releases failed")]) == 1
+    (tmp_path / HISTORY_NAME).rmdir()
+    with duties.perform(lambda: record):
+        wait_until(lambda: "releases works again" in told, timeout=20)
+    duties.clear(lambda: record)
+    assert not [*(tmp_path / "run/metrics").iterdir()]
+
+
+def test_a_server_that_is_gone_gets_no_folder_back(tmp_path: Path) -> None:
+    told: list[str] = []
+    duties = Duties(Deployment(), tell=told.append, scale=100)
+    record = make_record(tmp_path)
+    (tmp_path / "run").rmdir()
+    with duties.perform(lambda: record):
+        time.sleep(0.3)
+    assert not (tmp_path / "run").exists()
+    assert not told
+
+
+def test_a_reason_that_changes_is_told_again() -> None:
+    told: list[str] = []
+    failures = Failures(told.append)
+    for reason in ("full", "full", "gone"):
+        with failures.note("collecting"):
+            raise StorageError(reason)
+    with failures.note("collecting"):
+        pass
+    assert told == ["collecting failed: full", "collecting failed: gone", "collecting works again"]
+    assert failures.counts["collecting"] == 3
+
+
+def test_only_open_releases_are_metrics(tmp_path: Path) -> None:
+    history = History(tmp_path / HISTORY_NAME)
+    done = history.add(start_line("cnn", "2.0", before="1.0"))
+    history.add(make_line(done, "released"))
+    begun = history.add(start_line("cnn", "3.0", before="2.0"))
+    history.add(make_line(begun, "step", step='canary "50" %'))
+    samples, failed = read_lines(render_releases(history.list_standings()))
+    assert failed == 0
+    assert [sample.name for sample in samples] == [
+        "marwright_release_open",
+        "marwright_release_begun_timestamp_seconds",
+    ]
+    assert dict(samples[0].labels)["version"] == "3.0"
+    assert abs(float(samples[1].value) - time.time()) < 60
+
+
+def test_a_release_without_a_time_is_open_all_the_same(tmp_path: Path) -> None:
+    history = History(tmp_path / HISTORY_NAME)
+    history.add(replace(start_line("cnn", "2.0", before="1.0"), time="?"))
+    assert "marwright_release_open" in render_releases(history.list_standings())
+
+
+@needs_programs
+def test_without_a_server_nothing_is_started(tmp_path: Path) -> None:
+    environment = {**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)}
+    command = [sys.executable, "-m", "marwright", "monitor", "up"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 1
+    assert "marwright serve" in done.stderr
