@@ -27,7 +27,7 @@ from marwright.server.staging import Staging
 from marwright.server.supervision.inspection import ask_supervisor
 from marwright.storage import translate_os_errors
 
-__all__ = ["find_version", "list_files", "open_target", "Target", "unstage"]
+__all__ = ["find_version", "list_files", "open_target", "place_history", "Target", "unstage"]
 
 CHANGE_SECONDS = 60.0
 APPLY_SECONDS = 300.0
