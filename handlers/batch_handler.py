@@ -24,6 +24,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 import fast_worker
@@ -42,7 +43,7 @@ from inference_request import (
 )
 from inference_response import Arrays, InferenceResponse, render, render_problem
 from logits import SCORES
-from prediction_log import Note, Observation, open_log
+from prediction_log import Note, Observation, PredictionLog, open_log
 from problem import RejectedInput
 from stage_metrics import StageMetrics
 
@@ -105,6 +106,7 @@ class BatchHandler:
             describe=self._describe,
             count=self.metrics.count_predictions,
         )
+        self._has_lost_notes = False
         self.backend = self._load(context, config)
         self.configure()
         example = self.make_example()
@@ -231,10 +233,25 @@ class BatchHandler:
         responses = [slot.response or _LOST for slot in slots]
         watch.finish("postprocess", [response.status for response in responses])
         if self.prediction_log is not None:
-            wanted = [slot for slot in slots if self.prediction_log.takes(_name(slot.incoming))]
-            if wanted:
-                self.prediction_log.keep(list(_take_notes(wanted, time.perf_counter() - began)))
+            self._keep_notes(self.prediction_log, slots, time.perf_counter() - began)
         return responses
+
+    def _keep_notes(self, log: PredictionLog, slots: Sequence[_Slot], seconds: float) -> None:
+        """Note what is to be logged; what goes wrong costs the notes, and none of the answers."""
+        wanted = [
+            slot
+            for slot in slots
+            if not slot.incoming.is_explanation and log.takes(_name(slot.incoming))
+        ]
+        if not wanted:
+            return
+        try:
+            log.keep(list(_take_notes(wanted, seconds)))
+        except Exception as exc:  # the answers are made; memory may have run out for the copies
+            self.metrics.count_predictions(0, sum([_count_notes(slot) for slot in wanted]))
+            if not self._has_lost_notes:
+                _log.error("predictions cannot be noted: %s: %s", type(exc).__name__, exc)
+            self._has_lost_notes = True
 
     def _read(self, slot: _Slot) -> None:
         slot.request = read_request(slot.incoming, self.limits, self.check_json)
@@ -430,10 +447,7 @@ def _take_notes(slots: Sequence[_Slot], seconds: float) -> Iterator[Note]:
     """Give the prediction log's notes of requests: of each thing, or of one that failed."""
     now = time.time()
     for slot in slots:
-        incoming, request, response = slot.incoming, slot.request, slot.response
-        status = response.status if response is not None else _LOST.status
-        if incoming.is_explanation:
-            continue
+        incoming, request, status = slot.incoming, slot.request, _find_status(slot)
         if request is None or status != 200:
             value, kind = _find_body(incoming.row, incoming.content_type)
             yield Note(now, _name(incoming), 0, status, seconds, value, kind, (), None)
@@ -442,11 +456,36 @@ def _take_notes(slots: Sequence[_Slot], seconds: float) -> Iterator[Note]:
         is_alike = len(request.parts) == len(slot.items)
         for index, item in enumerate(slot.items):
             value, kind = _find_value(request.parts[index]) if is_alike else (None, "")
-            # Copies: a view would keep the whole batch in memory.
-            tensors = tuple([tensor.clone() for tensor in item.tensors])
+            # A view would keep the whole batch in memory.
+            tensors, output = _copy(item.tensors), _copy(item.output)
             yield Note(
-                *(now, _name(incoming), index, status, seconds, value, kind, tensors, item.output)
+                *(now, _name(incoming), index, status, seconds, value, kind, tensors, output)
             )
+
+
+def _find_status(slot: _Slot) -> int:
+    return (slot.response or _LOST).status
+
+
+def _count_notes(slot: _Slot) -> int:
+    """Return how many notes a request makes: one of each thing, or one where it failed."""
+    return len(slot.items) if _find_status(slot) == 200 else 1
+
+
+def _copy(value: Any) -> Any:
+    """Return what holds no memory of anything else: tensors and arrays are copied."""
+    if isinstance(value, torch.Tensor):
+        return value.clone()
+    if isinstance(value, np.ndarray):
+        return value.copy()
+    if isinstance(value, Mapping):
+        return {key: _copy(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_copy(item) for item in value]
+    if isinstance(value, tuple):
+        copies = [_copy(item) for item in value]
+        return value._make(copies) if hasattr(value, "_make") else tuple(copies)
+    return value
 
 
 def _find_value(part: Part) -> tuple[Any, str]:

@@ -273,6 +273,14 @@ class PredictionLog:
             self._bytes -= sum([size for _, size in taken])
         return [note for note, _ in taken]
 
+    def _drop(self) -> int:
+        """Let go of all that waits; return how much it was."""
+        with self._lock:
+            count = len(self._waiting)
+            self._waiting.clear()
+            self._bytes = 0
+        return count
+
     def _write(self, notes: Sequence[Note]) -> None:
         """Write notes as lines; what cannot be written is lost, and it is tried again later."""
         try:
@@ -282,7 +290,8 @@ class PredictionLog:
             ]
             self._spool.write(lines)
         except Exception as exc:  # nothing may end this thread
-            self._count(0, len(notes))
+            # Where the disk is full, what waits has no place either: its memory is let go.
+            self._count(0, len(notes) + (self._drop() if isinstance(exc, OSError) else 0))
             self._retry_at = time.monotonic() + RETRY_SECONDS
             if not self._is_failing:
                 _log.error("the prediction log cannot be written, and loses lines: %s", exc)
@@ -386,7 +395,9 @@ def _weigh(value: Any) -> int:
         return sum([_weigh(item) for item in value])
     if isinstance(value, (bytearray, bytes, memoryview, str)):
         return len(value)
-    return sum([_weigh(item) for item in value.values()]) if isinstance(value, Mapping) else 0
+    if isinstance(value, Mapping):
+        return sum([_weigh(item) for item in value.values()])
+    return int(getattr(value, "nbytes", 0))  # NumPy's arrays, and kinds of tensors
 
 
 def _read_bytes(value: Any) -> bytes | bytearray | memoryview | None:

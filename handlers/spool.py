@@ -25,6 +25,10 @@ FILE_BYTES = 4 << 20
 """Size at which a new file is begun."""
 FILE_SECONDS = 30.0
 """Age at which one is: whoever collects can take away only what nobody writes any more."""
+MOST_FILES = 2000
+"""Of all workers together, where nobody collects."""
+MEASURE_SECONDS = 1.0
+"""How long a look at the folder counts; what others write meanwhile may come above the bound."""
 NAME_CHARACTERS = 80
 """Of model and version in a file's name; its lines have them whole."""
 
@@ -42,6 +46,9 @@ class Spool:
         self._path = folder
         self._size = 0
         self._began = 0.0
+        self._held_files = self._held_bytes = 0
+        """Of the folder, as it was looked at last, and what was added here since."""
+        self._measured = float("-inf")
 
     def write(self, lines: Sequence[bytes]) -> None:
         """Append lines, all of them or none.
@@ -55,9 +62,12 @@ class Spool:
             self.close()
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if self._measure() + len(content) > self._most_bytes:
+            self._measure()
+            if self._held_bytes + len(content) > self._most_bytes:
                 raise OSError(errno.EDQUOT, f"the spool holds its {self._most_bytes:,} bytes")
             if self._file < 0:
+                if self._held_files >= MOST_FILES:
+                    raise OSError(errno.EDQUOT, f"the spool holds its {MOST_FILES:,} files")
                 self._open()
             self._append(content)
         except OSError:
@@ -96,6 +106,7 @@ class Spool:
                 self._file = os.open(self._path, flags, mode=0o600)
             self._number += 1
         self._size, self._began = 0, time.monotonic()
+        self._held_files += 1
         if fcntl is not None:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
@@ -109,15 +120,19 @@ class Spool:
                 os.ftruncate(self._file, self._size)  # no half line stays, where that is possible
             raise
         self._size += len(content)
+        self._held_bytes += len(content)
 
-    def _measure(self) -> int:
-        """Return the bytes of all files in the folder."""
-        total = 0
+    def _measure(self) -> None:
+        """Look how many files the folder has, and of how many bytes, unless that was just done."""
+        now = time.monotonic()
+        if now - self._measured < MEASURE_SECONDS:
+            return
+        sizes = []
         with os.scandir(self._folder) as entries:
             for entry in entries:
                 with contextlib.suppress(FileNotFoundError):  # collected just now
-                    total += entry.stat(follow_symlinks=False).st_size
-        return total
+                    sizes.append(entry.stat(follow_symlinks=False).st_size)
+        self._held_files, self._held_bytes, self._measured = len(sizes), sum(sizes), now
 
 
 def _read_start() -> str:

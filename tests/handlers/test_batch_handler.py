@@ -717,6 +717,48 @@ def test_what_is_logged_holds_no_batch_in_memory(
     assert all(tensor.untyped_storage().nbytes() == 8 for note in kept for tensor in note.tensors)
 
 
+def test_an_output_that_is_logged_holds_no_batch_in_memory_either(
+    logging_handler: Any, post: Callable[..., Any]
+) -> None:
+    kept: list[Any] = []
+    logging_handler.prediction_log.keep = kept.extend
+    infer = logging_handler.infer
+
+    def infer_several(*batch: Any) -> Any:
+        found = infer(*batch)
+        return {"all": found, "pair": (found, found.numpy())}
+
+    logging_handler.infer = infer_several
+    logging_handler.make_answer = lambda output: output["all"].tolist()
+    logging_handler.answer([post([n, n]) for n in range(8)])
+    assert len(kept) == 8
+    for note in kept:
+        tensor, (other, array) = note.output["all"], note.output["pair"]
+        assert tensor.untyped_storage().nbytes() == other.untyped_storage().nbytes() == 8
+        assert array.base is None
+
+
+def test_what_cannot_be_noted_costs_no_answer_and_is_counted(
+    logging_handler: Any,
+    post: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    told: list[tuple[int, int]] = []
+    monkeypatch.setattr(logging_handler.metrics, "count_predictions", lambda *n: told.append(n))
+
+    def fail(self: Any, notes: Any) -> None:
+        raise MemoryError("no room for a copy")
+
+    monkeypatch.setattr(type(logging_handler.prediction_log), "keep", fail)
+    requests = [post([1]), post({"instances": [[3], [4]]}), post([1], explain=True), post(b"no")]
+    for _ in range(2):
+        answers = logging_handler.answer(requests)
+        assert [answer.status for answer in answers] == [200, 200, 501, OFF]
+    assert told == [(0, 4), (0, 4)]
+    assert caplog.text.count("predictions cannot be noted: MemoryError: no room for a copy") == 1
+
+
 def test_explanations_are_not_logged(logging_handler: Any, post: Callable[..., Any]) -> None:
     kept: list[Any] = []
     logging_handler.prediction_log.keep = kept.extend

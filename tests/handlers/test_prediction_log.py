@@ -300,12 +300,16 @@ def test_a_file_is_held_while_it_is_written_and_let_go_when_it_is_full_or_old(
 
 
 def test_the_spool_has_a_bound_and_what_is_above_is_counted(
+    handlers: Import,
     make_log: Callable[..., Any],
     make_note: Callable[..., Any],
     tmp_path: Path,
     counts: Counts,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    spool = handlers("spool")
     log = make_log(spool_bytes=2000)
+    monkeypatch.setattr(spool, "MEASURE_SECONDS", 0)
     other = tmp_path / "log/spool/other-1-1-1-0.jsonl"
     for _ in range(20):
         log.keep([make_note()])
@@ -320,6 +324,59 @@ def test_the_spool_has_a_bound_and_what_is_above_is_counted(
     log.keep([make_note()])
     log.flush()
     assert len(read_spool(tmp_path / "log")) == 1
+
+
+def test_files_that_nobody_collects_are_bounded_too(
+    handlers: Import,
+    make_log: Callable[..., Any],
+    make_note: Callable[..., Any],
+    tmp_path: Path,
+    counts: Counts,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spool = handlers("spool")
+    monkeypatch.setattr(spool, "MOST_FILES", 3)
+    monkeypatch.setattr(spool, "FILE_SECONDS", -1)  # each write begins another file
+    log = make_log()
+    for _ in range(5):
+        log.keep([make_note()])
+        log.flush()
+    assert len(list((tmp_path / "log/spool").iterdir())) == 3
+    assert (counts.logged, counts.lost) == (3, 2)
+
+
+def test_the_folder_is_not_looked_at_for_each_write(
+    handlers: Import,
+    make_log: Callable[..., Any],
+    make_note: Callable[..., Any],
+    counts: Counts,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spool = handlers("spool")
+    looks: list[Any] = []
+    scan = spool.os.scandir
+
+    def look(path: Any) -> Any:
+        looks.append(path)
+        return scan(path)
+
+    monkeypatch.setattr(spool.os, "scandir", look)
+    monkeypatch.setattr(spool, "MEASURE_SECONDS", 3600)
+    log = make_log(spool_bytes=2000)
+    for _ in range(20):
+        log.keep([make_note()])
+        log.flush()
+    assert len(looks) == 1
+    assert 0 < counts.logged < 20, "what it writes itself counts without a look"
+
+
+def test_what_waits_is_let_go_at_once_where_the_spool_is_full(
+    make_log: Callable[..., Any], make_note: Callable[..., Any], counts: Counts
+) -> None:
+    log = make_log(spool_bytes=10)
+    log.keep([make_note() for _ in range(500)])
+    log._drain()
+    assert (counts.logged, counts.lost, log._bytes) == (0, 500, 0)
 
 
 def test_a_queue_that_is_full_is_counted_and_takes_no_more_memory(
@@ -338,7 +395,8 @@ def test_a_queue_that_is_full_is_counted_and_takes_no_more_memory(
     monkeypatch.setattr(module, "MOST_BYTES", 1000)
     log.keep([make_note(value=bytes(2000))])
     log.keep([make_note(value=b"", tensors=(torch.zeros(300),))])
-    assert counts.lost == 5
+    log.keep([make_note(value=b"", tensors=(torch.zeros(300).numpy(),))])
+    assert counts.lost == 6
     log.flush()
     assert (counts.logged, log._bytes) == (5, 0)
 

@@ -269,6 +269,16 @@ def test_requests_stranger_than_those_of_the_training_are_counted(
     assert compare(reference, unknown, error_rate=RATE).outlying is None
 
 
+def test_scores_of_embeddings_that_are_not_logged_are_left_out(reference: Reference) -> None:
+    drawn = draw_window(100)
+    energy = -np.log(np.exp(drawn["embedding"]).sum(1))
+    redacted = make_table({**drawn, "embedding": [None] * 100}, score=list(energy))
+    found = compare(reference, redacted, error_rate=RATE)
+    assert found.outlying is None
+    assert {row.subject for row in found.rows} >= {"confidence", "prediction"}
+    assert drift.read_subject(reference, redacted, "embedding").shape == (0, 4)
+
+
 def test_past_windows_end_where_the_log_ends(reference: Reference) -> None:
     table = make_table(draw_window(370))
     past = compare_past(reference, table, window=100, error_rate=RATE)
@@ -289,6 +299,8 @@ class Log:
     def read_window(self, model: str, version: str, rows: int) -> Any:
         if model == "broken":
             raise StorageError("the disk is gone")
+        if model == "odd":
+            raise ZeroDivisionError("nobody thought of it")
         return self.table.slice(max(0, self.table.num_rows - rows))
 
 
@@ -305,6 +317,7 @@ def test_every_version_is_evaluated_whatever_is_wrong_with_another(
         ("bare", "1.0"): bare,
         ("bad", "1.0"): bad,
         ("gone", "1.0"): tmp_path / "gone.mar",
+        ("odd", "1.0"): packed.path,
         ("broken", "1.0"): packed.path,
     }
     found = evaluate(Log(table), archives, DriftSettings(window=100))  # type: ignore[arg-type]
@@ -315,6 +328,7 @@ def test_every_version_is_evaluated_whatever_is_wrong_with_another(
     assert "is no reference" in found["bad", "1.0"].reason
     assert found["gone", "1.0"].reason
     assert "the disk is gone" in found["broken", "1.0"].reason
+    assert "nobody thought of it" in found["odd", "1.0"].reason
     assert not any(one.shifted for key, one in found.items() if key[0] != "cnn")
 
 

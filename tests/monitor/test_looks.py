@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -11,7 +12,16 @@ import pytest
 from tests.conftest import Served, wait_until
 
 from marwright.client import Client, Endpoint
-from marwright.monitor.looks import Look, Rates, Recorder, compute_quantile
+from marwright.monitor.looks import (
+    Look,
+    Rates,
+    Recorder,
+    _compare,
+    _gather,
+    _Reading,
+    compute_quantile,
+)
+from marwright.server.metrics.exposition import read_lines
 from marwright.server.registry import find_record
 
 KEY = ("cnn", "1.0")
@@ -94,6 +104,30 @@ def test_an_answer_that_breaks_off_is_no_look_with_numbers(served: Served) -> No
     finally:
         server.shutdown()
         server.server_close()
+
+
+def read(*lines: str) -> _Reading:
+    return _Reading(float(len(lines)), _gather(read_lines("\n".join(lines) + "\n")[0]))
+
+
+def count(replica: int, value: int, status: str = "200") -> str:
+    labels = f'model="cnn",version="1.0",status="{status}",replica="{replica}"'
+    return f"marwright_http_requests_total{{{labels}}} {value}"
+
+
+def test_a_reading_without_a_replicas_counts_makes_no_spike() -> None:
+    both = replace(read(count(1, 1_000_000), count(2, 500)), clock=0.0)
+    one = replace(read(count(2, 510)), clock=1.0)
+    again = replace(read(count(1, 1_000_020), count(2, 520)), clock=2.0)
+    assert _compare(both, one)[KEY].requests == 10
+    assert _compare(one, again)[KEY].requests == 10  # of the other one nothing is known
+
+
+def test_a_server_that_counts_anew_and_a_status_that_is_new_are_counted() -> None:
+    before = replace(read(count(1, 900)), clock=0.0)
+    after = replace(read(count(1, 40), count(1, 7, "500"), count(1, 3, "other")), clock=1.0)
+    rates = _compare(before, after)[KEY]
+    assert (rates.requests, rates.errors) == (50, 7)
 
 
 def test_quantiles_are_those_of_prometheus() -> None:

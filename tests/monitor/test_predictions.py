@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,7 +28,8 @@ from pyarrow import parquet
 from marwright.errors import ConfigurationError, NoServerError, StorageError, UsageError
 from marwright.monitor.feedback import Label
 from marwright.monitor.predictions import PredictionLog, find_log
-from marwright.monitor.retention import tell_day
+from marwright.monitor.retention import Part, tell_day
+from marwright.monitor.spool import SCHEMA
 
 Make = Callable[..., dict[str, Any]]
 Write = Callable[..., Path]
@@ -417,6 +418,28 @@ def test_failures_are_the_newest_first(
     assert [row["status"] for row in found] == [503] * 3
     assert len(log.read_recent(limit=10)) == 6
     assert log.read_recent(limit=3, failed=True, model="mlp") == []
+
+
+def test_where_nothing_failed_only_the_status_is_read(
+    log: PredictionLog, spool_record: Make, spool_write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool_write(log.folder, [spool_record("fine", time=time.time() - 3 * DAY)])
+    log.collect()
+    spool_write(log.folder, [spool_record("failed", status=500), spool_record("fine")])
+    log.collect()
+    read: list[set[str]] = []
+    original = Part.read
+
+    def watch(part: Part, number: int, columns: Collection[str] | None) -> Any:
+        read.append(set(columns or SCHEMA.names))
+        return original(part, number, columns)
+
+    monkeypatch.setattr(Part, "read", watch)
+    found = log.read_recent(limit=3, failed=True)
+    assert [row["request"] for row in found] == ["failed"]
+    assert found[0]["features"] == {"brightness": 0.5}
+    keys = {"model", "version", "status"}
+    assert read == [keys, set(SCHEMA.names), keys]
 
 
 def test_an_empty_log_has_nothing(log: PredictionLog) -> None:

@@ -19,6 +19,7 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from marwright.monitor.feedback import Label
 from marwright.monitor.predictions import PredictionLog
 from marwright.monitor.quality import estimate_share, measure_quality
+from marwright.monitor.retention import Part
 
 Make = Callable[..., dict[str, Any]]
 Write = Callable[..., Path]
@@ -157,3 +158,14 @@ def test_a_version_without_labels_has_no_accuracy(log: PredictionLog) -> None:
     assert quality.accuracy.n == 0
     assert quality.classes == {}
     assert quality.to_json()["accuracy"] == {"value": None, "low": 0.0, "high": 1.0, "n": 0}
+
+
+def test_without_labels_no_prediction_is_read(
+    log: PredictionLog, spool_record: Make, spool_write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool_write(log.folder, [spool_record()])
+    log.collect()
+    read: list[int] = []
+    monkeypatch.setattr(Part, "read", lambda part, number, columns: read.append(number))
+    assert measure_quality(log, "cnn", "1.0").accuracy.n == 0
+    assert not read

@@ -147,6 +147,20 @@ def test_what_is_no_reference_is_refused_and_named(name: str) -> None:
     assert caught.value.found
 
 
+@pytest.mark.parametrize("packing", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+def test_packings_that_numpy_has_not_are_refused_whole_or_damaged(packing: int) -> None:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", packing) as file:
+        file.writestr("features.npy", np.random.default_rng(0).bytes(1000))
+    whole = stream.getvalue()
+    damaged = bytearray(whole)
+    start = 30 + len("features.npy") + 9  # behind what says how it is packed
+    damaged[start : start + 20] = b"\xff" * 20
+    for data in (whole, bytes(damaged)):
+        with pytest.raises(ArchiveError, match="it is no reference"):
+            Reference.parse(data, source="it")
+
+
 def test_a_damaged_byte_is_refused_or_harmless() -> None:
     good = pack(make_arrays())
     random = np.random.default_rng(1)

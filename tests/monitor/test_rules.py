@@ -345,6 +345,16 @@ CASES = (
     ),
     Case(
         "MarwrightDataStale",
+        "a handler that fails each request",
+        {
+            label("marwright_prediction_timestamp_seconds"): "60x60",
+            label("marwright_drift_timestamp_seconds"): "60x60",
+            **count_requests("50x60", "0+50x60"),
+        },
+        "30m",
+    ),
+    Case(
+        "MarwrightDataStale",
         "so few requests that none may have been logged",
         {
             label("marwright_prediction_timestamp_seconds"): "60x60",

@@ -8,31 +8,37 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import datetime, timedelta, timezone
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 from tests.conftest import end_serving, wait_until
-from tests.monitor.test_alerts import Watched, write_archive
+from tests.monitor.test_alerts import Watched, kill_java, write_archive
 
 from marwright.errors import StorageError
 from marwright.monitor import watch
 from marwright.monitor.duties import Duties, Failures
 from marwright.monitor.program import Program
+from marwright.monitor.prometheus import TARGETS
 from marwright.monitor.release_metrics import render_releases
-from marwright.monitor.watch import Keeper, data_folder
+from marwright.monitor.watch import Keeper, Watch, data_folder
 from marwright.release.history import HISTORY_NAME, History, make_line, start_line
 from marwright.server.deployment import Deployment
 from marwright.server.metrics.exposition import read_lines
 from marwright.server.ports import Ports
-from marwright.server.registry import Record, find_record
+from marwright.server.process import read_start_time
+from marwright.server.registry import Record, claim, find_record
 from marwright.server.sections import MonitoringSettings, PredictionSettings
 from marwright.server.supervision.inspection import restart_server, stop_server
+from marwright.server.supervision.journal import LOG_NAME
 
 PROGRAMS = ("prometheus", "prometheus-alertmanager", "promtool", "amtool")
 needs_programs = pytest.mark.skipif(
@@ -166,6 +172,20 @@ def test_it_ends_with_a_server_that_is_stopped_in_order(watched: Watched, scratc
     assert not [*scratch.glob("marwright-*")]
 
 
+@needs_programs
+@pytest.mark.server
+def test_it_ends_with_a_server_that_is_stopped_while_it_fails(watched: Watched) -> None:
+    assert watched.monitor is not None
+    end_serving(watched.monitor)
+    watched.start()
+    watched.watch()
+    kill_java(watched)
+    wait_until(lambda: watched.status().get("phase") == "restarting", timeout=20)
+    time.sleep(2 * watch.LOOK_SECONDS)
+    stop_server(find_record("kept"), timeout=60)
+    assert watched.monitor.wait(30) == 0
+
+
 def test_data_are_kept_by_the_servers_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     assert data_folder("main") == tmp_path / "marwright/monitoring/main"
@@ -231,6 +251,167 @@ def test_a_server_that_is_gone_gets_no_folder_back(tmp_path: Path) -> None:
         time.sleep(0.3)
     assert not (tmp_path / "run").exists()
     assert not told
+
+
+def test_a_server_that_only_begins_gets_no_files_in_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "metrics").mkdir()
+    kept = tmp_path / "metrics/releases.prom"
+    kept.write_text("")
+    record = Record("main", os.getpid(), "", "", str(tmp_path / "deploy.yaml"))
+    duties = Duties(Deployment(), tell=print, scale=100)
+    for duty in duties._duties:
+        duties.do(duty, record)
+    duties.clear(lambda: record)
+    assert [*(tmp_path / "metrics").iterdir()] == [kept]
+    assert not kept.read_text()
+
+
+def test_where_no_log_is_kept_pyarrow_is_not_needed() -> None:
+    code = (
+        "import sys; sys.modules['pyarrow'] = None\n"
+        "import marwright.monitor.watch\n"
+        "from marwright.monitor.duties import Duties\n"
+        "from marwright.monitor.page.sources import Sources\n"
+        "from marwright.server.deployment import Deployment\n"
+        "from marwright.server.registry import Record\n"
+        "Duties(Deployment(), tell=print)\n"
+        "print(Sources(Record('main', 1, '', ''), None).open_log())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "None\n"), done.stderr
+
+
+def test_failures_that_nobody_hears_of_are_counted_all_the_same() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+
+    def tell(line: str) -> None:
+        os.write(writing, line.encode())
+
+    failures = Failures(tell)
+    with failures.note("collecting"):
+        raise StorageError("full")
+    with failures.note("collecting"):
+        pass
+    os.close(writing)
+    assert failures.counts["collecting"] == 1
+
+
+class Supervisor:
+    """A record, and a health endpoint that says what it is told to."""
+
+    def __init__(self, folder: Path, **status: Any) -> None:
+        (folder / LOG_NAME).touch()
+        self.journal = folder / LOG_NAME
+        self.status = {
+            "phase": "serving",
+            "live": True,
+            "since": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "log": str(folder / "server.log"),
+            **status,
+        }
+        said = self.status
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.send_response(200)
+                self.end_headers()
+                self.wfile.write(json.dumps(said).encode())
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        self._claim = claim("begun")
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        start = read_start_time(os.getpid()) or ""
+        self.record = Record("begun", os.getpid(), start, "", "", str(folder), self.url)
+        self._claim.write(self.record)
+        self._watches: list[Watch] = []
+
+    def watch(self, told: list[str]) -> Watch:
+        one = Watch(self.record, Deployment(), tell=told.append)
+        self._watches.append(one)
+        return one
+
+    def say(self, level: str) -> None:
+        line = {"time": datetime.now(timezone.utc).isoformat(), "level": level, "message": "x"}
+        with self.journal.open("a") as stream:
+            stream.write(json.dumps(line) + "\n")
+
+    def end(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._claim.release()
+
+    def close(self) -> None:
+        self.end()
+        for one in self._watches:
+            one._journal.close()
+
+
+@pytest.fixture
+def supervisor(tmp_path: Path) -> Iterator[Supervisor]:
+    one = Supervisor(tmp_path)
+    yield one
+    one.close()
+
+
+@pytest.mark.parametrize("live", [True, False], ids=["serving", "in a crash loop"])
+@pytest.mark.parametrize("last", ["INFO", "CRITICAL"])
+def test_a_server_that_is_stopped_has_ended_and_one_that_gave_up_is_missed(
+    supervisor: Supervisor, live: bool, last: str
+) -> None:
+    told: list[str] = []
+    one = supervisor.watch(told)
+    supervisor.status |= {"live": live, "phase": "serving" if live else "restarting"}
+    supervisor.say("ERROR")
+    assert one._follow()
+    supervisor.say(last)
+    supervisor.journal.unlink()  # it goes with the run folder
+    supervisor.end()
+    assert one._follow() is (last == "CRITICAL")
+    assert len(told) == (last == "CRITICAL")
+
+
+def test_an_old_end_in_a_kept_journal_is_not_of_this_supervisor(supervisor: Supervisor) -> None:
+    one = supervisor.watch([])
+    supervisor.say("CRITICAL")
+    later = datetime.now(timezone.utc) + timedelta(seconds=5)
+    supervisor.status["since"] = later.isoformat(timespec="seconds")
+    assert one._follow()
+    supervisor.end()
+    assert not one._follow()
+
+
+def test_an_address_that_cannot_be_written_is_written_later(supervisor: Supervisor) -> None:
+    told: list[str] = []
+    one = supervisor.watch(told)
+    one._written = "http://127.0.0.1:1"
+    one._prometheus = Program(
+        *("true", "monitoring.prometheus", 1), key="k", files={}, arguments=[]
+    )
+    try:
+        targets = one._prometheus.folder / TARGETS
+        targets.mkdir()
+        for _ in range(3):
+            assert one._follow()
+        assert len(told) == 1
+        assert "the server's new address failed: cannot write" in told[0]
+        targets.rmdir()
+        for _ in range(2):
+            assert one._follow()
+        assert supervisor.url.removeprefix("http://") in targets.read_text()
+        assert told[1:] == [
+            f"the server begun is at {supervisor.url} now",
+            "the server's new address works again",
+        ]
+    finally:
+        one._prometheus.end()
 
 
 def test_a_reason_that_changes_is_told_again() -> None:

@@ -215,12 +215,15 @@ def _evaluate_version(log: PredictionLog, key: Key, path: Path, settings: DriftS
     try:
         window = log.read_window(*key, settings.window)
         reference = Reference.read(path)
+        if reference is not None:
+            return compare(reference, window, error_rate=settings.error_rate)
     except MarwrightError as exc:
         return Drift((), False, 0, time.time(), str(exc))
-    if reference is None:
-        reason = f"{path.name} has no reference: it was packed from a run without one"
-        return Drift((), False, window.num_rows, time.time(), reason)
-    return compare(reference, window, error_rate=settings.error_rate)
+    except Exception as exc:  # a mistake of ours with one version is not the others' trouble
+        _log.warning("drift of %s %s cannot be told: %r", *key, exc)
+        return Drift((), False, 0, time.time(), f"it could not be compared: {exc!r}")
+    reason = f"{path.name} has no reference: it was packed from a run without one"
+    return Drift((), False, window.num_rows, time.time(), reason)
 
 
 # Comparisons.
@@ -260,11 +263,12 @@ def _compare_points(
 ) -> Iterator[_Tried]:
     if not reference.embedding.size:
         return
-    rows = _find_points(window, reference.embedding.shape[1])
+    length = reference.embedding.shape[1]
+    rows = _find_points(window, length)
     if missing.is_enough("embedding", len(reference.embedding), len(rows)):
         if len(rows) > MOST_POINTS:
             rows = np.random.default_rng(seed).choice(rows, MOST_POINTS, replace=False)
-        points = _read_points(window, rows)
+        points = _read_points(window, rows, length)
         kinds = bool(reference.feature_names) + bool(reference.confidence.size) + 2
         least, most = PERMUTATIONS
         permutations = min(most, max(least, math.ceil(ROOM * kinds / error_rate)))
@@ -296,10 +300,12 @@ def _measure_outlying(reference: Reference, window: arrow.Table) -> float | None
     confidence = _read_numbers(window, "confidence")
     candidates: list[tuple[Any, Any]] = [(1 - reference.confidence, 1 - confidence)]
     if reference.embedding.size:
-        own = np.full(window.num_rows, np.nan)
-        rows = _find_points(window, reference.embedding.shape[1])[-MOST_POINTS:]
-        own[rows] = _measure_energy(_read_points(window, rows))
-        candidates.append((_measure_energy(reference.embedding), own))
+        length = reference.embedding.shape[1]
+        rows = _find_points(window, length)[-MOST_POINTS:]
+        if rows.size:
+            own = np.full(window.num_rows, np.nan)
+            own[rows] = _measure_energy(_read_points(window, rows, length))
+            candidates.append((_measure_energy(reference.embedding), own))
     for known, own in candidates:
         known, apart = known[np.isfinite(known)], np.abs(scores - own)
         apart = apart[np.isfinite(apart)]
@@ -357,7 +363,8 @@ def read_subject(reference: Reference, window: arrow.Table, subject: str) -> Any
     if subject == "prediction":
         return _read_texts(window, subject)
     if subject == "embedding":
-        return _read_points(window, _find_points(window, reference.embedding.shape[1]))
+        length = reference.embedding.shape[1]
+        return _read_points(window, _find_points(window, length), length)
     if subject.startswith("features."):
         return _read_features(window, (subject.removeprefix("features."),))[:, 0]
     return _read_numbers(window, subject)
@@ -407,8 +414,10 @@ def _find_points(window: arrow.Table, length: int) -> npt.NDArray[np.int64]:
     return np.flatnonzero(lengths == length)
 
 
-def _read_points(window: arrow.Table, rows: npt.NDArray[np.int64]) -> Floats:
-    """Return the embeddings of rows that have one of the same length."""
+def _read_points(window: arrow.Table, rows: npt.NDArray[np.int64], length: int) -> Floats:
+    """Return the embeddings of rows that have one of this length."""
+    if not rows.size:
+        return np.zeros((0, length), np.float32)
     taken = compute.list_flatten(window["embedding"].take(arrow.array(rows)))
     values = np.asarray(taken.fill_null(math.nan).to_numpy(), np.float32)
-    return values.reshape(len(rows), -1)
+    return values.reshape(len(rows), length)

@@ -14,9 +14,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from marwright.errors import MarwrightError
-from marwright.monitor.predictions import PredictionLog
 from marwright.monitor.release_metrics import render_releases
 from marwright.release.history import HISTORY_NAME, History
 from marwright.release.target import place_history
@@ -24,6 +24,9 @@ from marwright.server.deployment import Deployment
 from marwright.server.metrics.exposition import Exposition
 from marwright.server.metrics.files import FOLDER, write_metrics
 from marwright.server.registry import Record
+
+if TYPE_CHECKING:
+    from marwright.monitor.predictions import PredictionLog
 
 __all__ = ["Duties", "Duty", "Failures"]
 
@@ -68,11 +71,11 @@ class Failures:
             reason = str(exc) if isinstance(exc, MarwrightError) else repr(exc)
             if self._told.get(what) != reason:
                 self._told[what] = reason
-                self._tell(f"{what} failed: {reason}")
+                self._say(f"{what} failed: {reason}")
                 _log.debug("%s failed", what, exc_info=exc)
         else:
             if self._told.pop(what, None) is not None:
-                self._tell(f"{what} works again")
+                self._say(f"{what} works again")
 
     def render(self) -> str:
         """Return the counts as metrics."""
@@ -80,6 +83,10 @@ class Failures:
         for duty, count in self.counts.items():
             exposition.add("marwright_monitor_failures_total", count, duty=duty)
         return exposition.render().decode()
+
+    def _say(self, line: str) -> None:
+        with contextlib.suppress(OSError, ValueError):  # nobody listens any more
+            self._tell(line)
 
 
 class Duties:
@@ -135,8 +142,11 @@ class Duties:
 
     def clear(self, find: Callable[[], Record]) -> None:
         """Take away the files: what nobody renews is not to be taken for news."""
+        folder = find().run_folder
+        if not folder:
+            return  # the server has none yet
         for name in ("duties", *(duty.name for duty in self._duties)):
-            (Path(find().run_folder) / FOLDER / f"{name}.prom").unlink(missing_ok=True)
+            (Path(folder) / FOLDER / f"{name}.prom").unlink(missing_ok=True)
 
     def _find_due(self) -> float:
         return min(duty.due for duty in self._duties)
@@ -190,7 +200,8 @@ class Duties:
 
 
 def _write(record: Record, name: str, text: str) -> None:
-    if Path(record.run_folder).is_dir():  # nobody reads it where the server is gone
+    # Nobody reads it where the server is gone; one that only begins has no folder yet.
+    if record.run_folder and Path(record.run_folder).is_dir():
         write_metrics(Path(record.run_folder), name, text)
 
 
@@ -198,6 +209,8 @@ def _open_log(deployment: Deployment) -> PredictionLog | None:
     settings = deployment.monitoring.predictions
     if settings is None:
         return None
+    from marwright.monitor.predictions import PredictionLog  # needs pyarrow
+
     return PredictionLog(
         settings.folder, keep_days=settings.keep_days, most_bytes=settings.most_bytes
     )

@@ -6,7 +6,7 @@ import logging
 import math
 import threading
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -26,6 +26,8 @@ CLOSE_SECONDS = 5.0
 REQUESTS = "marwright_http_requests_total"
 SECONDS = "marwright_http_request_seconds_bucket"
 BATCH = "marwright_batch_size"
+QUEUE = "marwright_queue_length"
+COUNTED = frozenset({REQUESTS, f"{BATCH}_sum", f"{BATCH}_count"})
 
 Key = tuple[str, str]
 Series = tuple[str, tuple[tuple[str, str], ...]]
@@ -149,6 +151,8 @@ class Recorder:
 
     def _look(self) -> Look:
         now = time.time()
+        if self._looks:  # whoever waits for a later one, waits on where the clock was set back
+            now = max(now, self._looks[-1].time + 1e-3)
         try:
             self.record = find_record(self.record.name)
         except MarwrightError as exc:
@@ -190,52 +194,67 @@ def compute_quantile(share: float, buckets: Sequence[tuple[float, float]]) -> fl
 
 
 def _gather(samples: Sequence[Sample]) -> dict[Series, float]:
-    """Return the values by name and labels, replicas added up."""
-    values: dict[Series, float] = {}
-    for sample in samples:
-        labels = tuple(pair for pair in sample.labels if pair[0] != "replica")
-        series = sample.name, labels
-        values[series] = values.get(series, 0.0) + float(sample.value)
-    return values
+    """Return the values by name and labels."""
+    return {(sample.name, sample.labels): float(sample.value) for sample in samples}
+
+
+class _Growth:
+    """How much each counter has grown between two readings, replica by replica.
+
+    One that fell began anew. One that was not there before begins at 0, but where nothing of its
+    metric was read of its replica then: that says nothing about what it had counted.
+    """
+
+    def __init__(self, before: Mapping[Series, float]) -> None:
+        self._before = before
+        self._known = {(name, dict(pairs).get("replica")) for name, pairs in before}
+
+    def find(self, series: Series, value: float) -> float:
+        name, pairs = series
+        earlier = self._before.get(series)
+        if earlier is None:
+            return value if (name, dict(pairs).get("replica")) in self._known else 0.0
+        return value - earlier if value >= earlier else value
 
 
 def _compare(before: _Reading, after: _Reading) -> dict[Key, Rates]:
-    """Return each version's rates between two readings; a counter that fell began anew."""
+    """Return each version's rates between two readings, its replicas added up."""
     seconds = max(1e-3, after.clock - before.clock)
-    requests: dict[Key, float] = {}
-    errors: dict[Key, float] = {}
-    buckets: dict[Key, list[tuple[float, float]]] = {}
-    batches: dict[tuple[Key, str], float] = {}
-    queues: dict[Key, int] = {}
-    for (name, pairs), value in after.values.items():
-        labels = dict(pairs)
+    growth = _Growth(before.values)
+    counts: defaultdict[tuple[str, Key], float] = defaultdict(float)
+    buckets: defaultdict[Key, defaultdict[float, float]] = defaultdict(lambda: defaultdict(float))
+    for series, value in after.values.items():
+        name, labels = series[0], dict(series[1])
         key = _find_key(labels)
-        earlier = before.values.get((name, pairs), 0.0)
-        grown = value - earlier if value >= earlier else value
-        if name == REQUESTS:
-            requests[key] = requests.get(key, 0.0) + grown
-            if labels["status"] >= "500":
-                errors[key] = errors.get(key, 0.0) + grown
+        if name == QUEUE:
+            counts[QUEUE, key] += value
         elif name == SECONDS:
-            buckets.setdefault(key, []).append((float(labels["le"]), grown))
-        elif name in {f"{BATCH}_sum", f"{BATCH}_count"}:
-            batches[key, name] = grown
-        elif name == "marwright_queue_length":
-            queues[key] = int(value)
-    rates = {}
-    for key in {*requests, *queues}:
-        edges = sorted(buckets.get(key, []))
-        count = batches.get((key, f"{BATCH}_count"), 0.0)
-        rates[key] = Rates(
-            requests=requests.get(key, 0.0) / seconds,
-            errors=errors.get(key, 0.0) / seconds,
-            p50=compute_quantile(0.5, edges),
-            p95=compute_quantile(0.95, edges),
-            p99=compute_quantile(0.99, edges),
-            queue=queues.get(key, 0),
-            batch=batches.get((key, f"{BATCH}_sum"), 0.0) / count if count else None,
-        )
-    return rates
+            buckets[key][float(labels["le"])] += growth.find(series, value)
+        elif name in COUNTED:
+            grown = growth.find(series, value)
+            counts[name, key] += grown
+            if labels.get("status", "").startswith("5"):
+                counts["errors", key] += grown
+    keys = {key for name, key in counts if name in {REQUESTS, QUEUE}}
+    return {key: _make_rates(key, counts, sorted(buckets[key].items()), seconds) for key in keys}
+
+
+def _make_rates(
+    key: Key,
+    counts: Mapping[tuple[str, Key], float],
+    edges: Sequence[tuple[float, float]],
+    seconds: float,
+) -> Rates:
+    batches = counts.get((f"{BATCH}_count", key), 0.0)
+    return Rates(
+        requests=counts.get((REQUESTS, key), 0.0) / seconds,
+        errors=counts.get(("errors", key), 0.0) / seconds,
+        p50=compute_quantile(0.5, edges),
+        p95=compute_quantile(0.95, edges),
+        p99=compute_quantile(0.99, edges),
+        queue=int(counts.get((QUEUE, key), 0)),
+        batch=counts.get((f"{BATCH}_sum", key), 0.0) / batches if batches else None,
+    )
 
 
 def _find_key(labels: Mapping[str, str]) -> Key:

@@ -165,8 +165,8 @@ class PredictionLog:
                 return found
             return found.filter(compute.greater_equal(found["status"], 400).fill_null(False))
 
-        names = SCHEMA.names
-        table = self._read(lambda ledger: self._read_last(ledger, limit, names, select, None))
+        names, keys = SCHEMA.names, ("model", "version", "status") if failed else ()
+        table = self._read(lambda ledger: self._read_last(ledger, limit, names, select, None, keys))
         rows: list[dict[str, Any]] = table.to_pylist(maps_as_pydicts="strict")
         rows.sort(key=lambda row: row["time"], reverse=True)
         return [{**row, "time": row["time"].timestamp()} for row in rows]
@@ -402,10 +402,12 @@ class PredictionLog:
         columns: Collection[str],
         select: Callable[[Any], Any],
         wanted: set[tuple[str, str]] | None,
+        keys: Collection[str] = (),
     ) -> Any:
         """Return the latest rows that `select` finds, in no order; the latest days are read first.
 
-        `wanted`: models and versions that a part must have to be read.
+        `wanted`: models and versions that a part must have to be read. `keys`: columns by which
+        `select` finds rows, where few are expected; the others are read only of groups with any.
         """
         names = [name for name in SCHEMA.names if name in columns]
         last = _Last(SCHEMA.empty_table().select(names), rows)
@@ -424,8 +426,10 @@ class PredictionLog:
                 for latest, number, part in sorted(groups, key=lambda group: -group[0]):
                     if last.is_after(latest):
                         break
-                    for table in _read_groups(part, names, [number]):
-                        last.add(select(table))
+                    sought = _read_groups(part, keys, [number]) if keys else ()
+                    if not keys or any(select(table).num_rows for table in sought):
+                        for table in _read_groups(part, names, [number]):
+                            last.add(select(table))
         return last.take()
 
 

@@ -143,6 +143,8 @@ def estimate_share(count: int, total: int) -> Interval:
 def _join(log: PredictionLog, model: str, version: str, since: float) -> list[_Pair]:
     """Return a version's predictions whose label is known; a request that was sent again once."""
     labels = log.gather_labels()
+    if not labels.num_rows:
+        return []
     requests = compute.unique(labels["request"])
 
     def select(table: Any) -> Any:

@@ -38,6 +38,8 @@ MOST_NUMBERS = 16_384
 MOST_LETTERS = 4096
 """Of a class or a feature's name."""
 ENDING = ".npy"
+PACKINGS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
+"""Those of numpy. Others are other decoders, and LZMA's makes as much room as it is told to."""
 
 Array: TypeAlias = npt.NDArray[Any]
 Floats: TypeAlias = npt.NDArray[np.float32]
@@ -151,13 +153,20 @@ def _read_arrays(data: bytes, source: str) -> Mapping[str, Array]:
                 name = info.filename.removesuffix(ENDING)
                 if name not in SHAPES or name in arrays or info.filename == name:
                     raise _refuse(source, f"arrays {', '.join(SHAPES)}, each once", repr(name))
+                if info.compress_type not in PACKINGS:
+                    raise _refuse(source, f"{name} packed by numpy", f"type {info.compress_type}")
                 with file.open(info) as stream:
                     content = stream.read(left + 1)
                 if len(content) > left:
                     raise _refuse(source, f"at most {MOST_BYTES} bytes unpacked", "more")
                 left -= len(content)
                 arrays[name] = _read_array(name, content, source)
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError) as exc:
+    except ArchiveError:
+        raise
+    except (
+        *(zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError),
+        *(OSError, ValueError),
+    ) as exc:
         raise _refuse(source, "a .npz file of numpy", f"{type(exc).__name__}: {exc}") from exc
     return arrays
 

@@ -27,6 +27,7 @@ VERSION = "server, model, version"
 MODEL = "server, model"
 FAILED = 'marwright_http_requests_total{status=~"5.."}'
 REQUESTS = "marwright_http_requests_total"
+ANSWERED = 'marwright_http_requests_total{status=~"2.."}'
 
 LEAST_FAILURES = 10
 """Failed requests in the long window below which an error budget burns for nobody to see: where
@@ -374,7 +375,8 @@ def _watch_data(deployment: Deployment, times: Times) -> Iterator[Alert]:
     )
     monitoring = deployment.monitoring
     share = monitoring.predictions.share / 100 if monitoring.predictions else 0.0
-    # So many requests that one of them must have been logged, but for one chance in a million.
+    # So many answers that one of them must have been logged, but for one chance in a million.
+    # Explanations are among them, and are not logged: their status is all that is known.
     enough = 1 if share >= 1 else math.ceil(math.log(1e-6) / math.log1p(-max(share, 1e-4)))
     window = times.window(15 * MINUTE)
     log_age = times.shrink(15 * MINUTE)
@@ -383,7 +385,7 @@ def _watch_data(deployment: Deployment, times: Times) -> Iterator[Alert]:
         "MarwrightDataStale",
         f"(time() - max by ({VERSION}) (marwright_prediction_timestamp_seconds) > {log_age:g}"
         f" or time() - max by ({VERSION}) (marwright_drift_timestamp_seconds) > {drift_age:g})"
-        f" and on ({VERSION}) sum by ({VERSION}) (increase({REQUESTS}{window})) >= {enough}",
+        f" and on ({VERSION}) sum by ({VERSION}) (increase({ANSWERED}{window})) >= {enough}",
         MINUTE,
         "ticket",
         "{{ $labels.model }} {{ $labels.version }} is asked, and its prediction log or its drift is"

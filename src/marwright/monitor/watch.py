@@ -9,19 +9,24 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
+from typing import IO
 
 from marwright.errors import MarwrightError, ServerError, StorageError
 from marwright.monitor.alertmanager import make_alertmanager
-from marwright.monitor.duties import Duties
+from marwright.monitor.duties import Duties, Failures
 from marwright.monitor.program import Program, read_key
 from marwright.monitor.prometheus import make_prometheus, render_files, write_targets
 from marwright.server.deployment import Deployment
+from marwright.server.log import parse_line
 from marwright.server.registry import Record, announce_folder, list_records, state_folder
-from marwright.server.supervision.inspection import fetch_status
+from marwright.server.supervision.inspection import Status, fetch_status
+from marwright.server.supervision.journal import LOG_NAME
 from marwright.storage import hold_path, translate_os_errors
 
 __all__ = ["data_folder", "Keeper", "Watch"]
@@ -33,6 +38,8 @@ FIRST_PAUSE = 1.0
 LONGEST_PAUSE = 60.0
 CALM_SECONDS = 120.0
 """How long a program must have run for its next end to count as a first one again."""
+TAIL_BYTES = 1 << 18
+"""Of a journal, that are read for why its supervisor has ended."""
 
 
 def data_folder(name: str) -> Path:
@@ -64,8 +71,12 @@ class Watch:
         self._tell = tell
         self._begun = begun
         self._scale = scale
+        self._written = record.health_url
+        """Where Prometheus reads it."""
         self._was_live = True
         self._is_lost = False
+        self._journal = _Journal()
+        self._failures = Failures(tell)
         self._pause = threading.Event()
         self.duties = Duties(deployment, tell=tell, scale=scale)
 
@@ -82,6 +93,7 @@ class Watch:
             with translate_os_errors(f"write {folder}"):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             stack.enter_context(_hold(folder, self._record.name))
+            stack.callback(self._journal.close)
             stack.callback(self.duties.clear, lambda: self._record)
             keepers = self._start(folder, stack)
             stack.enter_context(self.duties.perform(lambda: self._record))
@@ -94,9 +106,7 @@ class Watch:
     def _start(self, folder: Path, stack: contextlib.ExitStack) -> list[Keeper]:
         """Start both programs, and return once they answer."""
         key, name = read_key(folder), self._record.name
-        files = render_files(
-            self._deployment, name, self._record.health_url, key=key, scale=self._scale
-        )
+        files = render_files(self._deployment, name, self._written, key=key, scale=self._scale)
         data = {one: folder / one for one in ("alertmanager", "prometheus")}
         alertmanager = make_alertmanager(
             self._deployment, key=key, data=data["alertmanager"], scale=self._scale
@@ -122,24 +132,72 @@ class Watch:
         A server that ended in order is not missed. One that failed until its supervisor gave up,
         or was killed together with it, is: its alert must stay.
         """
-        name, before = self._record.name, self._record.health_url
+        name = self._record.name
         record = list_records().get(name)
         if record is not None:
             if record.health_url:  # else it only begins
                 self._record = record
                 status = fetch_status(record.health_url, record.key)
+                if status:
+                    self._journal.follow(status)
                 if status and status.get("phase") != "stopping":
                     self._was_live = bool(status.get("live"))
             self._is_lost = False
-        elif not (announce_folder() / f"{name}.lock").exists() and self._was_live:
+        elif not (announce_folder() / f"{name}.lock").exists() and self._has_ended_in_order():
             return False
         elif not self._is_lost:
             self._is_lost = True
             self._tell(f"the server {name} has failed and is gone; start it again: marwright serve")
-        if self._record.health_url != before:
-            write_targets(self._prometheus, name, self._record.health_url)
-            self._tell(f"the server {name} is at {self._record.health_url} now")
+        if self._record.health_url != self._written:
+            with self._failures.note("the server's new address"):  # a full disk: again then
+                self._move(self._record.health_url)
         return True
+
+    def _has_ended_in_order(self) -> bool:
+        """Return it of a server whose supervisor has gone; where nothing is known, as it was."""
+        gave_up = self._journal.has_given_up()
+        return self._was_live if gave_up is None else not gave_up
+
+    def _move(self, health_url: str) -> None:
+        write_targets(self._prometheus, self._record.name, health_url)
+        self._written = health_url
+        self._tell(f"the server {self._record.name} is at {health_url} now")
+
+
+class _Journal:
+    """A supervisor's journal, held open: with the server it may be removed, and is read then."""
+
+    def __init__(self) -> None:
+        self._stream: IO[bytes] | None = None
+        self._since: datetime | None = None
+
+    def follow(self, status: Status) -> None:
+        """Hold the file in which the supervisor writes now; without one the last is held on to."""
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            since = datetime.fromisoformat(status["since"])
+            if not status["log"]:
+                return
+            stream = Path(status["log"]).with_name(LOG_NAME).open("rb")
+            self.close()
+            self._stream, self._since = stream, since
+
+    def has_given_up(self) -> bool | None:
+        """Return whether the supervisor has; its last word is critical then. None: not known."""
+        if self._stream is None or self._since is None:
+            return None
+        try:
+            end = self._stream.seek(0, os.SEEK_END)
+            self._stream.seek(max(0, end - TAIL_BYTES))
+            lines = [parse_line(text) for text in self._stream.read().splitlines()]
+            return any(line.level == "critical" and line.time >= self._since for line in lines)
+        except (OSError, TypeError):
+            return None
+
+    def close(self) -> None:
+        """Let go of it."""
+        if self._stream is not None:
+            self._stream.close()
+        self._stream = None
 
 
 class Keeper:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import stat
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ from marwright.monitor.page import access
 from marwright.monitor.page.access import (
     Access,
     find_host_problem,
+    find_names,
     is_loopback,
     is_own_origin,
     keep_token,
@@ -131,7 +133,13 @@ def test_wrong_tokens_wait_longer_each_time_and_not_all_at_once(
     ],
 )
 def test_a_host_by_another_name_is_refused(host: str, served: str, is_meant: bool) -> None:
-    assert (find_host_problem(host, served) == "") is is_meant
+    assert (find_host_problem(host, served, find_names(served)) == "") is is_meant
+
+
+def test_the_machines_own_name_is_one_of_the_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "getfqdn", lambda: "Shop.Example")
+    assert find_host_problem("shop.example:8090", "0.0.0.0", find_names("0.0.0.0")) == ""
+    assert find_host_problem("shop.example:8090", "127.0.0.1", find_names("127.0.0.1"))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import re
@@ -15,7 +16,7 @@ from tests.conftest import wait_until
 from tests.monitor.page.conftest import TOKEN, Shown, Told, make_model
 
 from marwright.errors import PortTakenError
-from marwright.monitor.page import access
+from marwright.monitor.page import access, service
 from marwright.monitor.page.stream import Frame, Topic
 from marwright.release.history import HISTORY_NAME, History, Line, make_line
 
@@ -266,6 +267,25 @@ def test_the_first_event_tells_all_and_the_next_ones_what_is_new(shown: Shown) -
     assert f'data-stamp="{first["stamp"]}"' in page
 
 
+@pytest.mark.parametrize("is_left", [True, False])
+def test_a_stream_ends_with_its_session(
+    shown: Shown, monkeypatch: pytest.MonkeyPatch, is_left: bool
+) -> None:
+    session = sign_in(shown)
+    with session.get(f"{shown.url}/api/events", stream=True, timeout=10) as answer:
+        lines = answer.iter_lines()
+        assert next(line for line in lines if line.startswith(b"data: "))
+        if is_left:
+            code = read_code(session.get(f"{shown.url}/", timeout=20).text)
+            session.post(f"{shown.url}/logout", {"code": code}, timeout=20)
+        else:
+            kept = shown.service.access._sessions
+            monkeypatch.setattr(shown.service.access, "_sessions", dict.fromkeys(kept, 0.0))
+        began = time.monotonic()
+        assert any(time.monotonic() - began > 5 for _ in lines) is False
+    wait_until(lambda: shown.service._broadcast.count == 0, timeout=10)
+
+
 def test_a_change_of_state_is_told_in_words(shown: Shown) -> None:
     with shown.ask("/api/events", stream=True) as answer:
         lines = (json.loads(x[6:]) for x in answer.iter_lines() if x.startswith(b"data: "))
@@ -364,6 +384,18 @@ def test_a_taken_port_is_said(
 ) -> None:
     with pytest.raises(PortTakenError, match="--port 0"):
         open_page(port=taken_port)
+
+
+def test_a_kind_of_address_that_this_machine_has_not_is_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(family: int) -> Any:
+        raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(service.socket, "socket", fail)
+        with pytest.raises(PortTakenError, match="Address family not supported"):
+            service._listen("::1", 0)
 
 
 def test_two_hundred_versions_are_folded_by_model_and_sorted(

@@ -18,7 +18,7 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from marwright.release.history import History
-with History(Path(sys.argv[1])).hold():
+with History(Path(sys.argv[-1])).hold():
     print("held", flush=True)
     time.sleep(60)
 """
@@ -30,9 +30,17 @@ def sources(record: Any) -> Sources:
 
 
 @pytest.fixture
-def holder(sources: Sources) -> Iterator[subprocess.Popen[str]]:
+def words() -> list[str]:
+    """What the process that holds the history was told."""
+    return ["release", "store/cnn-2.0.mar"]
+
+
+@pytest.fixture
+def holder(sources: Sources, tmp_path: Path, words: list[str]) -> Iterator[subprocess.Popen[str]]:
     """Another process that makes a release, and dies when told to stop."""
-    command = [sys.executable, "-c", HOLD, str(sources.history.path)]
+    program = tmp_path / "marwright"
+    program.write_text(HOLD, encoding="utf-8")
+    command = [sys.executable, str(program), *words, str(sources.history.path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
@@ -43,7 +51,7 @@ def holder(sources: Sources) -> Iterator[subprocess.Popen[str]]:
 
 
 def begin(sources: Sources) -> None:
-    line = Line("now", "cnn-2.0-now", "begun", "cnn", "2.0", "1.0")
+    line = Line("now", "cnn-2.0-now", "begun", "cnn", "2.0", "1.0", archive="cnn-2.0.mar")
     History(Path(sources.record.config).with_name(HISTORY_NAME)).add(line)
 
 
@@ -85,6 +93,20 @@ def test_a_release_that_is_being_made_is_told_to_stop(
     with pytest.raises(MarwrightError, match="no server told runs here"):
         Rollbacks(sources).roll_back("cnn")
     assert holder.wait(10) != 0
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["rollback", "cnn"], ["release", "other-2.0.mar"], ["watch", "release", "cnn-2.0.mar"]],
+)
+def test_who_makes_no_release_of_the_model_is_not_told_to_stop(
+    sources: Sources, holder: subprocess.Popen[str]
+) -> None:
+    begin(sources)
+    with pytest.raises(ReleaseError, match="wait for its end"):
+        Rollbacks(sources).roll_back("cnn")
+    with pytest.raises(subprocess.TimeoutExpired):
+        holder.wait(0.3)
 
 
 def test_two_at_once_are_refused(sources: Sources, holder: subprocess.Popen[str]) -> None:

@@ -49,6 +49,7 @@ def test_server_models_and_workers_are_there_before_any_request(served: Served) 
     assert found[f"marwright_workers_ready{{{CNN}}}"] == 1
     assert found[f"marwright_model_default{{{CNN}}}"] == 1
     assert found[f"marwright_queue_room{{{CNN}}}"] == 100
+    assert found[f'marwright_http_requests_total{{{CNN},status="500"}}'] == 0
     assert found[f"marwright_worker_memory_bytes{{{CNN}}}"] > 50 << 20
     assert found["marwright_server_memory_bytes"] > 50 << 20
 

@@ -16,7 +16,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -24,7 +24,14 @@ from marwright.errors import UsageError
 from marwright.server.registry import state_folder
 from marwright.storage import translate_os_errors
 
-__all__ = ["Access", "find_host_problem", "is_loopback", "is_own_origin", "keep_token"]
+__all__ = [
+    "Access",
+    "find_host_problem",
+    "find_names",
+    "is_loopback",
+    "is_own_origin",
+    "keep_token",
+]
 
 SESSION_SECONDS = 12 * 3600.0
 SESSIONS = 1000
@@ -162,23 +169,28 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def find_host_problem(host: str, served: str) -> str:
+def find_names(served: str) -> frozenset[str]:
+    """Return the names that the page has, listening at `served`; it may ask a name server."""
+    names = {"localhost", served}
+    if not is_loopback(served):
+        names |= {socket.gethostname().lower(), socket.getfqdn().lower()}
+    return frozenset(names)
+
+
+def find_host_problem(host: str, served: str, names: Collection[str]) -> str:
     """Return why a request's Host cannot be meant; "" where it can.
 
     A page elsewhere may have its own name lead to this address (DNS rebinding), and would then
     count as the same site. It has a name; so names other than this machine's are refused, and
-    addresses are not. `served` is the address that the page listens at.
+    addresses are not. `served` is the address that the page listens at; `names`: see find_names.
     """
     try:
         name = urlsplit(f"//{host}").hostname or ""
     except ValueError:
         return "it names no host"
-    own = {"localhost", served}
-    if not is_loopback(served):
-        own |= {socket.gethostname().lower(), socket.getfqdn().lower()}
-    elif not is_loopback(name):
+    if is_loopback(served) and not is_loopback(name):
         return "it names another host"
-    if name in own:
+    if name in names:
         return ""
     try:
         ipaddress.ip_address(name)

@@ -272,7 +272,13 @@ async def send_events(
     broadcast: Broadcast = request.app.state.broadcast
     if topic == "version" and request.app.state.views.read_scene().find(*key) is None:
         raise HTTPException(404)
-    return EventStream(broadcast, broadcast.join(Topic(topic, *key)))
+    access: Access = request.app.state.access
+    session = request.state.session
+    return EventStream(
+        broadcast,
+        broadcast.join(Topic(topic, *key)),
+        may_see=lambda: not session or access.is_session(session),  # a token does not end
+    )
 
 
 # What answers are made of.

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from http.cookies import CookieError, SimpleCookie
 
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from marwright.monitor.page.access import Access, find_host_problem, is_own_origin
+from marwright.monitor.page.access import Access, find_host_problem, find_names, is_own_origin
 
 __all__ = ["Barrier", "SECURITY_HEADERS", "TooLargeError"]
 
@@ -45,6 +46,8 @@ class Barrier:
         self._app = app
         self._access = access
         self._served = served
+        self._names = find_names(served)
+        """Found once: a name server may take its time, and requests wait in the event loop."""
         self._cookie = cookie
         self._file_bytes = file_bytes
         self._refuse = refuse
@@ -57,24 +60,24 @@ class Barrier:
             return
         headers = Headers(scope=scope)
         scope.setdefault("state", {})["session"] = ""
-        limit = self._find_limit(scope)
-        status, why = await self._judge(scope, headers, limit)
+        limit = FORM_BYTES
+        status, why = await self._judge(scope, headers)
+        if not status:  # nobody else has files read for it
+            limit = await self._find_limit(scope)
+            status, why = _judge_length(headers, limit)
         app = self._refuse(scope, status, why) if status else self._app
         await app(scope, _count(receive, limit), _add_headers(send, scope["path"]))
 
-    def _find_limit(self, scope: Scope) -> int:
+    async def _find_limit(self, scope: Scope) -> int:
         uploads = scope["method"] == "POST" and scope["path"] == "/try"
-        return FORM_BYTES + (self._file_bytes() if uploads else 0)
+        return FORM_BYTES + (await run_in_threadpool(self._file_bytes) if uploads else 0)
 
-    async def _judge(self, scope: Scope, headers: Headers, limit: int) -> tuple[int, str]:
+    async def _judge(self, scope: Scope, headers: Headers) -> tuple[int, str]:
         """Return the status and the reason to refuse a request with; 0 to let it through."""
-        if problem := find_host_problem(headers.get("host", ""), self._served):
+        if problem := find_host_problem(headers.get("host", ""), self._served, self._names):
             return 421, f"The Host of this request cannot be meant: {problem}."
         if scope["method"] not in {"GET", "HEAD"} and not is_own_origin(headers):
             return 403, "Another site's page has sent this; nothing was done."
-        length = headers.get("content-length", "0")
-        if not length.isdecimal() or int(length[:18]) > limit:
-            return 413, f"This is more than {limit:,} bytes; see limits.request_bytes."
         if _is_open(scope["path"]):
             return 0, ""
         session = _read_cookie(headers, self._cookie)
@@ -88,6 +91,13 @@ class Barrier:
             return 0, ""
         is_waited = await self._access.pause()
         return (401, "That is not the token.") if is_waited else (429, "Too many wrong tokens.")
+
+
+def _judge_length(headers: Headers, limit: int) -> tuple[int, str]:
+    length = headers.get("content-length", "0")
+    if not length.isdecimal() or int(length[:18]) > limit:
+        return 413, f"This is more than {limit:,} bytes; see limits.request_bytes."
+    return 0, ""
 
 
 def _is_open(path: str) -> bool:

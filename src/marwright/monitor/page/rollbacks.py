@@ -7,6 +7,8 @@ import os
 import signal
 import threading
 import time
+from itertools import pairwise
+from pathlib import Path
 
 import psutil
 
@@ -60,7 +62,7 @@ class Rollbacks:
         """Have the process that makes a release take it back, as Ctrl-C does there."""
         history = self._sources.history
         begun = _find_last(history, model)
-        if begun is None or not begun.is_open:
+        if begun is None or not begun.is_open or not _is_release(holder, begun):
             raise ReleaseError(
                 "another release is being made",
                 found=f"process {holder.pid}",
@@ -85,6 +87,20 @@ class Rollbacks:
 
 def _find_last(history: History, model: str) -> Standing | None:
     return next(reversed(history.list_standings(model)), None)
+
+
+def _is_release(process: psutil.Process, standing: Standing) -> bool:
+    """Whether a process is the `marwright release` that makes a release.
+
+    Others hold its history too: a rollback, or the release of another model while an old one of
+    this model is still open.
+    """
+    try:
+        words = [Path(word).name for word in process.cmdline()]
+    except psutil.Error:
+        return False
+    archive = standing.begun.archive  # empty where the history does not say
+    return ("marwright", "release") in pairwise(words) and archive != "" and archive in words
 
 
 def find_holder(history: History) -> psutil.Process | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket
 import threading
@@ -104,17 +105,18 @@ class Service:
 
 def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        listening = socket.socket(family)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind((host, port))
-    except OSError as exc:
-        listening.close()
-        raise PortTakenError(
-            f"the page cannot listen at {host}:{port}",
-            found=exc.strerror or str(exc),
-            remedy="choose another: --port, or --port 0 for a free one",
-        ) from exc
+    with contextlib.ExitStack() as stack:
+        try:
+            listening = stack.enter_context(socket.socket(family))
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind((host, port))
+        except OSError as exc:
+            raise PortTakenError(
+                f"the page cannot listen at {host}:{port}",
+                found=exc.strerror or str(exc),
+                remedy="choose another: --port, or --port 0 for a free one",
+            ) from exc
+        stack.pop_all()
     listening.set_inheritable(False)
     return listening
 

@@ -81,11 +81,11 @@ class Sources:
 
     def open_log(self) -> PredictionLog | None:
         """Return the prediction log; None where none is kept."""
-        from marwright.monitor.predictions import PredictionLog
-
         settings = self.read_deployment().monitoring.predictions
         if settings is None or not settings.folder.is_dir():
             return None
+        from marwright.monitor.predictions import PredictionLog  # needs pyarrow
+
         return PredictionLog(
             settings.folder, keep_days=settings.keep_days, most_bytes=settings.most_bytes
         )

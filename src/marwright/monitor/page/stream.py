@@ -199,15 +199,18 @@ class Broadcast:
 
 
 class EventStream(Response):
-    """The answer that a viewer reads until it leaves."""
+    """The answer that a viewer reads until it leaves, or `may_see` says that it is no viewer."""
 
-    def __init__(self, broadcast: Broadcast, viewer: Viewer) -> None:
+    def __init__(
+        self, broadcast: Broadcast, viewer: Viewer, *, may_see: Callable[[], bool]
+    ) -> None:
         super().__init__(media_type="text/event-stream")
         self._broadcast = broadcast
         self._viewer = viewer
+        self._may_see = may_see
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send what comes, until the viewer is gone or dropped, or the page ends."""
+        """Send what comes, until the viewer is gone, dropped or signed out, or the page ends."""
         viewer = self._viewer
         viewer.task = asyncio.current_task()
         watch = asyncio.create_task(_wait_until_gone(receive, viewer))
@@ -215,7 +218,7 @@ class EventStream(Response):
         try:
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             message: bytes | None = f"retry: {RETRY_MILLISECONDS}\n\n".encode()
-            while message is not None:
+            while message is not None and self._may_see():
                 await send({"type": "http.response.body", "body": message, "more_body": True})
                 message = await viewer.get()
             await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from marwright.errors import MarwrightError
 from marwright.monitor.page.archives import Archives
@@ -33,6 +33,9 @@ from marwright.monitor.page.sources import Sources
 from marwright.monitor.page.steps import Progress, list_releases
 from marwright.monitor.page.stream import Frame, Topic
 from marwright.monitor.page.traffic import Moment, pick_rates, plot_rates, sum_rates
+
+if TYPE_CHECKING:
+    from marwright.server.metrics.exposition import Sample
 
 __all__ = ["View", "Views"]
 
@@ -63,7 +66,10 @@ class Views:
         self._sums: dict[float, Moment] = {}
         self._releases: tuple[Any, list[Progress]] = (None, [])
         self._failures: tuple[float, list[dict[str, Any]] | None] = (0.0, None)
+        self._samples: tuple[float | None, list[Sample]] = (None, [])
         self._lock = threading.Lock()
+        self._failures_lock, self._samples_lock = threading.Lock(), threading.Lock()
+        """Held while a disk or a server is waited for, which plots and releases must not."""
 
     # What is sent while somebody watches.
 
@@ -146,7 +152,7 @@ class Views:
             "mood": describe_state(item, away=bool(scene.problem))[0],
             "text": self._describe_version(scene, topic),
             "plots": self._plot_version(scene, topic),
-            "measures": read_measures(self.sources.read_metrics(), model, version),
+            "measures": read_measures(self._read_samples(scene), model, version),
             "contents": None,
             "archive_problem": "",
         }
@@ -225,8 +231,16 @@ class Views:
                 self._releases = ((mark, is_running), found)
             return self._releases[1]
 
+    def _read_samples(self, scene: Scene) -> list[Sample]:
+        """Return the server's metrics, fetched once for all viewers of a look."""
+        moment = scene.last.time if scene.last else None
+        with self._samples_lock:
+            if moment is None or self._samples[0] != moment:
+                self._samples = (moment, self.sources.read_metrics())
+            return self._samples[1]
+
     def _read_failed(self) -> list[dict[str, Any]]:
-        with self._lock:
+        with self._failures_lock:
             if time.monotonic() - self._failures[0] > FAILURE_SECONDS:
                 rows = self.sources.read_failures(FAILURES)
                 self._failures = (time.monotonic(), rows)

@@ -66,6 +66,16 @@ class Exposition:
         pairs = tuple((label, escape_label(labels[label])) for label in family.labels)
         self._samples[family.name].append(Sample(name, pairs, _write_number(value)))
 
+    def add_missing(self, name: str, series: Iterable[Mapping[str, str]]) -> None:
+        """Add series at 0 that are not there yet.
+
+        A counter that appears at 5 has not grown, for Prometheus: first failures would be missed.
+        """
+        known = {sample.labels for sample in self._samples[name]}
+        for labels in series:
+            if tuple((label, escape_label(value)) for label, value in labels.items()) not in known:
+                self.add(name, 0, **labels)
+
     def take(self, samples: Iterable[Sample]) -> None:
         """Take samples that were read from text."""
         for sample in samples:

@@ -98,7 +98,7 @@ FAMILIES = (
         "counter",
         ("family",),
         "supervisor",
-        "Series that were left out: too many values of a label, or no metric of this table.",
+        "Series that scrapes left out: too many values of a label, or no metric of this table.",
     ),
     # Models and workers.
     Family(

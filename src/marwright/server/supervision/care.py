@@ -254,9 +254,9 @@ class Care:
             resident >> 20,
             limit >> 20,
         )
-        self._census.expect_end(pid)
         try:
-            how = renew(self._client, item.name, item.version, pid)
+            with self._census.expect_ends(item.key):
+                how = renew(self._client, item.name, item.version, pid)
             _log.info("renewed worker %d of %s %s, %s", pid, *item.key, how)
         finally:
             self._renewed[item.key] = time.monotonic()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 
 from marwright.server.state import State
 from marwright.server.supervision.usage import read_cpu_seconds
@@ -22,18 +24,23 @@ class Census:
         """The process of each worker at the last look, by its id."""
         self._taken: dict[int, float] = {}
         """CPU seconds of each process at the last look."""
-        self._asked: set[int] = set()
-        """Processes that were told to end."""
+        self._replacing: set[Key] = set()
+        self._replaced: set[Key] = set()
 
-    def expect_end(self, pid: int) -> None:
-        """Count no restart where this process is replaced: somebody asked for that."""
-        self._asked.add(pid)
+    @contextlib.contextmanager
+    def expect_ends(self, key: Key) -> Iterator[None]:
+        """Count no restart of this version while the block replaces its workers."""
+        self._replacing.add(key)
+        try:
+            yield
+        finally:
+            self._replaced.add(key)  # the next look still sees what the block did
+            self._replacing.discard(key)
 
     def forget(self) -> None:
         """Expect other processes: the server is started again."""
         self._workers.clear()
         self._taken.clear()
-        self._asked.clear()
 
     def take(self, state: State) -> None:
         """Take what one look at the server found.
@@ -42,13 +49,15 @@ class Census:
         """
         workers: dict[tuple[Key, str], int] = {}
         taken: dict[int, float] = {}
+        expected = self._replacing | self._replaced
+        self._replaced -= expected - self._replacing
         for key, version in state.versions.items():
             self.restarts.setdefault(key, 0)
             for worker in version.workers:
                 place = key, worker.id
                 before = self._workers.get(place, 0)
                 now = worker.pid if worker.pid > 0 else 0
-                if before and now != before and not self._was_asked(before):
+                if before and now != before and key not in expected:
                     self.restarts[key] += 1
                 workers[place] = now
                 if now:
@@ -56,9 +65,3 @@ class Census:
                     grown = taken[now] - self._taken.get(now, 0.0)
                     self.cpu_seconds[key] += max(0.0, grown)
         self._workers, self._taken = workers, taken
-
-    def _was_asked(self, pid: int) -> bool:
-        if pid in self._asked:
-            self._asked.discard(pid)
-            return True
-        return False

@@ -153,8 +153,13 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, MEDIA_TYPE, {"status": "pass"}, with_body)
 
     def _send_metrics(self, with_body: bool) -> None:
+        try:
+            exposition = self.server.scrape()
+        except MarwrightError as exc:  # it has not begun yet
+            self._send(503, "application/problem+json", {**exc.to_json(), "status": 503}, with_body)
+            return
         openmetrics = "application/openmetrics-text" in self.headers.get("Accept", "")
-        content = self.server.scrape().render(openmetrics=openmetrics)
+        content = exposition.render(openmetrics=openmetrics)
         self._write(200, OPENMETRICS if openmetrics else TEXT, content, with_body)
 
     def _has_key(self) -> bool:

@@ -20,6 +20,8 @@ from marwright.server.supervision.usage import read_cpu_seconds, read_resident
 
 __all__ = ["describe_status", "list_packages", "Measures", "Mishaps"]
 
+STATUSES = ("200", "500", "503")
+"""Of which each version has a count from the start."""
 SCRAPE_SECONDS = 5.0
 """How long TorchServe may take to answer; Prometheus itself gives up after 10."""
 
@@ -51,6 +53,9 @@ class Measures:
         self.census = Census()
         self._packages = list_packages()
         self._lock = threading.Lock()
+        self._asking = threading.Lock()
+        """Held from a question to TorchServe until its answer is taken: an older answer that is
+        taken after a newer one looks like a server that counts anew."""
         self._client: Client | None = None
         self._run_folder = Path()
         self._state = State({}, {})
@@ -76,28 +81,39 @@ class Measures:
         exposition = Exposition()
         exposition.add("marwright_build_info", 1, **self._packages)
         describe_status(status, exposition)
-        text = self._ask_server() if status.java_pid is not None else ""
+        with self._asking:
+            self._ask_server(exposition)
         with self._lock:
             self._describe_workers(exposition)
-            if text is None:
-                self._mishaps.note("torchserve")
-            else:
-                failed = translate(text, exposition, self._queue, self._state.defaults)
-                self._mishaps.note("torchserve", failed)
             self._queue.write(exposition)
             if self._client is not None:
                 self._mishaps.note("files", read_files(self._run_folder, exposition))
             self._mishaps.write(exposition)
         return exposition
 
-    def _ask_server(self) -> str | None:
-        """Return TorchServe's metrics; None where it does not answer, as while it starts again."""
+    def _ask_server(self, exposition: Exposition) -> None:
+        """Take what TorchServe says now; it says nothing while it starts again."""
         with self._lock:
             client = self._client
+        if client is None:
+            return
         try:
-            return client.metrics_text(timeout=SCRAPE_SECONDS) if client is not None else ""
+            text = client.metrics_text(timeout=SCRAPE_SECONDS)
         except MarwrightError:
-            return None
+            self._mishaps.note("torchserve")
+            return
+        with self._lock:
+            if client is self._client:  # else it is of the server before
+                failed = translate(text, exposition, self._queue, self._state.defaults)
+                self._mishaps.note("torchserve", failed)
+                exposition.add_missing(
+                    "marwright_http_requests_total",
+                    [
+                        {"model": name, "version": number, "status": status}
+                        for name, number in self._state.versions
+                        for status in STATUSES
+                    ],
+                )
 
     def _describe_workers(self, exposition: Exposition) -> None:
         for (name, number), found in self._state.versions.items():
