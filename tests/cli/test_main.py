@@ -114,7 +114,7 @@ def test_doctor_finds_this_machine_fit(marwright: Command, tmp_path: Path) -> No
 def test_the_shell_completes_commands() -> None:
     asked = {
         "_MARWRIGHT_COMPLETE": "complete_bash",
-        "COMP_WORDS": "marwright mo",
+        "COMP_WORDS": "marwright mod",
         "COMP_CWORD": "1",
     }
     command = str(Path(sys.executable).with_name("marwright"))

@@ -102,6 +102,16 @@ def test_scaling_waits_and_describes(service: Any, client: Client, described: An
     assert service.lines == [f"PUT /models/cnn/1.0?{query}", "GET /models/cnn/1.0"]
 
 
+def test_scaling_waits_for_workers_that_are_not_called_ready_yet(
+    service: Any, client: Client, described: Any
+) -> None:
+    done = {"status": "Workers scaled to 2 for model: cnn"}
+    service.answer(done, [described(ready=1, workers=2)], [described(ready=2, workers=2)])
+    assert client.models.scale("cnn", 2).ready_workers == 2
+    service.answer(done, [described(ready=1, workers=2)])
+    assert client.models.scale("cnn", 2, synchronous=False).ready_workers == 1
+
+
 def test_the_default_goes_to_a_version_with_a_ready_worker(
     service: Any, client: Client, described: Any
 ) -> None:

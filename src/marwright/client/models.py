@@ -39,6 +39,8 @@ __all__ = [
 
 LOOK_SECONDS = 0.1
 """How often a model is looked at that is waited for; the pause grows up to ten times as long."""
+SETTLE_LOOKS = 10
+"""At workers that TorchServe has started, and does not call READY yet."""
 MOST_MODELS = 100
 """On one page, as TorchServe has it by itself."""
 
@@ -194,7 +196,14 @@ def scale(
         timeout=timeout,
         starts_workers=True,
     )
-    return (yield from describe(name, version))
+    described = yield from describe(name, version)
+    for _ in range(SETTLE_LOOKS if synchronous else 0):
+        if described.ready_workers >= workers:
+            break
+        # TorchServe answers just before it calls the last worker READY (WorkerThread.setState).
+        yield Pause(LOOK_SECONDS)
+        described = yield from describe(name, version)
+    return described
 
 
 def set_default(

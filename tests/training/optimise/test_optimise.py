@@ -104,7 +104,10 @@ def test_a_second_time_nothing_is_built_again(
     assert find(again.report, "onnx")["timings"] != find(optimised.report, "onnx")["timings"]
 
 
-@pytest.mark.parametrize("damage", ["file", "note", "gone"])
+@pytest.mark.parametrize(
+    "damage",
+    ["file", *(pytest.param(name, marks=pytest.mark.slow) for name in ("note", "gone"))],
+)
 def test_what_was_changed_since_is_built_again(
     small: Run, optimised: Optimised, damage: str
 ) -> None:
@@ -136,6 +139,7 @@ def test_a_variant_that_cannot_be_built_is_reported_and_the_others_go_on(
     assert result.report["decision"]["chosen"] == "torchscript"
 
 
+@pytest.mark.slow  # tests/cli/test_optimize.py sees the same from outside
 def test_nothing_is_chosen_where_nothing_passes(small: Run, optimised: Optimised) -> None:
     plan = Plan((Variant("torchscript"),), rounds=1)
     result = optimise_run(small, plan=plan, gates=Gates(max_size_bytes=10))
