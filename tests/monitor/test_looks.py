@@ -29,14 +29,17 @@ KEY = ("cnn", "1.0")
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory, store: Path) -> Iterator[Served]:
-    it = Served(tmp_path_factory.mktemp("looks"), "looks")
-    it.write(store=str(store), models=["cnn.mar"])
-    try:
-        it.start()
-        it.wait()
-        yield it
-    finally:
-        it.end()
+    folder = tmp_path_factory.mktemp("looks")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_RUNTIME_DIR", str(folder / "runtime"))  # where other tests stop nothing
+        it = Served(folder, "looks")
+        it.write(store=str(store), models=["cnn.mar"])
+        try:
+            it.start()
+            it.wait()
+            yield it
+        finally:
+            it.end()
 
 
 def test_a_second_look_has_the_rates_since_the_first(served: Served, scan: bytes) -> None:

@@ -25,14 +25,17 @@ CNN = 'model="cnn",version="1.0"'
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory, store: Path) -> Iterator[Served]:
-    it = Served(tmp_path_factory.mktemp("measures"), "measures")
-    it.write(store=str(store), models=["cnn.mar"])
-    try:
-        it.start()
-        it.wait()
-        yield it
-    finally:
-        it.end()
+    folder = tmp_path_factory.mktemp("measures")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_RUNTIME_DIR", str(folder / "runtime"))  # where other tests stop nothing
+        it = Served(folder, "measures")
+        it.write(store=str(store), models=["cnn.mar"])
+        try:
+            it.start()
+            it.wait()
+            yield it
+        finally:
+            it.end()
 
 
 def scrape(served: Served) -> dict[str, float]:
