@@ -295,8 +295,10 @@ def train_model(data: Any, split: Any) -> Subject:
     settings = Settings(epochs=EPOCHS[data.name])
     with reproducible(settings):
         model = make_model(data, split, Recipe(model="cnn"))
-        parts = [(data.inputs[part], data.labels[part]) for part in (split.train, split.validation)]
-        Training(model, *parts, settings).run(lambda *_: None)
+        train, validation = (
+            (data.inputs[part], data.labels[part]) for part in (split.train, split.validation)
+        )
+        Training(model, train, validation, settings).run(lambda *_: None)
     return Subject(model.eval(), data.classes)
 
 

@@ -173,7 +173,7 @@ def test_requests_that_differ_in_their_id_alone_are_found_in_the_cache(handlers:
     module = handlers("fast_worker")
     module._read_headers.cache_clear()
     names = {"Host": "localhost", "X-Request-ID": "", "accept": "*/*", "User-Agent": "x"}
-    batch = [("id", {**names, "X-Request-ID": f"{n:032x}"}, []) for n in range(50)]
+    batch: list[Any] = [("id", {**names, "X-Request-ID": f"{n:032x}"}, []) for n in range(50)]
     assert read_header_ids(handlers, *batch) == [f"{n:032x}" for n in range(50)]
     info = module._read_headers.cache_info()
     assert (info.misses, info.hits) == (1, 49)
