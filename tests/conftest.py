@@ -132,6 +132,21 @@ class Served:
             stop_server(record, timeout=60)
 
 
+@contextlib.contextmanager
+def serve_alone(folder: Path, store: Path, name: str) -> Iterator[Served]:
+    """Serve cnn 1.0 in a runtime folder of its own, where other tests stop nothing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_RUNTIME_DIR", str(folder / "runtime"))
+        served = Served(folder, name)
+        served.write(store=str(store), models=["cnn.mar"])
+        try:
+            served.start()
+            served.wait()
+            yield served
+        finally:
+            served.end()
+
+
 @pytest.fixture(scope="session")
 def nginx() -> Path:
     """The nginx of this machine; tests that need it are skipped where there is none."""

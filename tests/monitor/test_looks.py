@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from tests.conftest import Served, wait_until
+from tests.conftest import Served, serve_alone, wait_until
 
 from marwright.client import Client, Endpoint
 from marwright.monitor.looks import (
@@ -29,17 +29,8 @@ KEY = ("cnn", "1.0")
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory, store: Path) -> Iterator[Served]:
-    folder = tmp_path_factory.mktemp("looks")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_RUNTIME_DIR", str(folder / "runtime"))  # where other tests stop nothing
-        it = Served(folder, "looks")
-        it.write(store=str(store), models=["cnn.mar"])
-        try:
-            it.start()
-            it.wait()
-            yield it
-        finally:
-            it.end()
+    with serve_alone(tmp_path_factory.mktemp("looks"), store, "looks") as it:
+        yield it
 
 
 def test_a_second_look_has_the_rates_since_the_first(served: Served, scan: bytes) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as read_openmetrics
-from tests.conftest import Served, wait_until
+from tests.conftest import Served, serve_alone, wait_until
 
 from marwright.client import Client, Endpoint
 from marwright.server.metrics.exposition import OPENMETRICS
@@ -25,17 +25,8 @@ CNN = 'model="cnn",version="1.0"'
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory, store: Path) -> Iterator[Served]:
-    folder = tmp_path_factory.mktemp("measures")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_RUNTIME_DIR", str(folder / "runtime"))  # where other tests stop nothing
-        it = Served(folder, "measures")
-        it.write(store=str(store), models=["cnn.mar"])
-        try:
-            it.start()
-            it.wait()
-            yield it
-        finally:
-            it.end()
+    with serve_alone(tmp_path_factory.mktemp("measures"), store, "measures") as it:
+        yield it
 
 
 def scrape(served: Served) -> dict[str, float]:
