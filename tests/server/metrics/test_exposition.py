@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as read_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as read_text
 
-from marwright.server.metrics.exposition import Exposition, read_lines, unescape_label
+from marwright.server.metrics import exposition as forms
+from marwright.server.metrics.exposition import Exposition, LineReader, read_lines, unescape_label
 from marwright.server.metrics.families import FAMILIES, LABEL_LIMIT, Family
 
 CNN = {"model": "cnn", "version": "1.0"}
@@ -128,6 +129,39 @@ def test_what_is_no_metric_of_ours_is_left_out_and_counted() -> None:
     exposition.take(read_lines("python_gc_objects 5\n")[0])
     assert exposition.render() == b""
     assert exposition.dropped == {"unknown": 1}
+
+
+def test_a_second_text_of_the_same_series_is_read_like_the_first() -> None:
+    lines = (
+        'marwright_queue_length{model="a b",version="1.0"} 5\n'
+        "marwright_server_up  1\n"
+        "marwright_server_ready\t1\n"
+        "marwright_server_restarts_total 7 1700000000000\n"
+    )
+    reader = LineReader()
+    first, failed = reader.read(lines)
+    assert [sample.value for sample in first] == ["5", "1", "1", "7"]
+    assert reader.read(lines) == (first, failed) == (first, 0)
+    again, failed = reader.read(lines.replace("} 5", "} 6").replace("up  1", "up  x"))
+    assert ([sample.value for sample in again], failed) == (["6", "1", "7"], 1)
+
+
+def test_what_a_reader_remembers_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forms, "MOST_SERIES", 10)
+    reader = LineReader()
+    for start in range(0, 100, 7):
+        lines = "".join(f"a{number} {number}\n" for number in range(start, start + 7))
+        assert [sample.value for sample in reader.read(lines)[0]] == [
+            str(number) for number in range(start, start + 7)
+        ]
+        assert len(reader._known) <= 10
+
+
+def test_an_edge_that_is_no_number_stops_no_scrape() -> None:
+    text = 'marwright_stage_seconds_bucket{model="m",version="1",stage="infer",le="x"} 5\n'
+    found = Exposition()
+    found.take(read_lines(text)[0])
+    assert text.encode() in found.render()
 
 
 def test_only_metrics_of_the_table_can_be_added() -> None:

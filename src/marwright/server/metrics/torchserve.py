@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 
-from marwright.server.metrics.exposition import Exposition, Sample, read_lines
+from marwright.server.metrics.exposition import Exposition, LineReader, Sample
 
 __all__ = ["QueueTimes", "translate"]
 
@@ -23,6 +23,7 @@ _RENAMED = {
     "stage": "stage",
     "le": "le",
 }
+_reader = LineReader(_RENAMED)
 
 
 class QueueTimes:
@@ -66,7 +67,7 @@ def translate(
     text: str, exposition: Exposition, queue: QueueTimes, defaults: Mapping[str, str]
 ) -> int:
     """Add what TorchServe's text says of our metrics; return how many lines could not be read."""
-    samples, failed = read_lines(text, renamed=_RENAMED)
+    samples, failed = _reader.read(text)
     ours = []
     for sample in samples:
         if sample.name == QUEUE:
