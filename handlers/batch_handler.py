@@ -20,7 +20,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -345,7 +345,7 @@ class BatchHandler:
         if self.prediction_log.settings.score == "none":
             return told
         scores = self.score(outputs, self.prediction_log.settings.score)
-        return [replace(item, score=score) for item, score in zip(told, scores, strict=True)]
+        return [item._replace(score=score) for item, score in zip(told, scores, strict=True)]
 
     def _flush(self) -> None:
         """Hand on what another image of this worker would not know of."""

@@ -55,7 +55,6 @@ class ImageClassifier(BatchHandler):
         self.labels = json.loads((self.folder / "classes.json").read_text(encoding="utf-8"))
         self.top_k = min(int(self.settings.get("top_k", 5)), len(self.labels))
         self.explainer = Explainer(self.backend, self.settings, batch=self.max_batch)
-        self.keeps_logits = self.prediction_log is not None or bool(self.ood_score)
         with torch.inference_mode():
             logits = self.backend.run(
                 scale_pixels(self.make_example()[None].to(self.backend.device))
@@ -86,16 +85,14 @@ class ImageClassifier(BatchHandler):
         return resize_images(decoded, self.image_size)
 
     def infer(self, *batch: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return what images (N, 3, H, W) uint8 are: all probabilities, and the best with indices.
+        """Return what images (N, 3, H, W) uint8 are: all logits, and the best labels.
 
-        Shapes (N, C), (N, top_k), (N, top_k); last the logits (N, C), where they are wanted. The
-        best are found here: in one go for all.
+        Shapes (N, C), (N, top_k) with the probabilities of the best, (N, top_k) with their indices.
+        The best are found here, in one go for all; all probabilities are wanted by few.
         """
         (pixels,) = batch
         logits = self.backend.run(scale_pixels(pixels))
-        probabilities = torch.softmax(logits, dim=1)
-        found = (probabilities, *probabilities.topk(self.top_k))
-        return (*found, logits) if self.keeps_logits else found
+        return (logits, *torch.softmax(logits, dim=1).topk(self.top_k))
 
     def make_answer(self, output: tuple[torch.Tensor, ...]) -> dict[str, float]:
         """Return the top labels with their probabilities."""
@@ -105,7 +102,8 @@ class ImageClassifier(BatchHandler):
 
     def make_arrays(self, output: tuple[torch.Tensor, ...]) -> Arrays:
         """Return the probabilities of all labels, and the most probable one."""
-        probabilities, indices = output[0], output[2]
+        logits, _, indices = output
+        probabilities = torch.softmax(logits, dim=0)
         return {"probabilities": probabilities, "label": [str(self.labels[int(indices[0])])]}
 
     def describe(self, inputs: Sequence[Tensors], outputs: Sequence[Any]) -> list[Observation]:
@@ -159,4 +157,4 @@ class ImageClassifier(BatchHandler):
 
 
 def _stack_logits(outputs: Sequence[tuple[torch.Tensor, ...]]) -> np.ndarray[Any, Any]:
-    return np.stack([output[3].float().numpy() for output in outputs])
+    return torch.stack([output[0] for output in outputs]).float().numpy()

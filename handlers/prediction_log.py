@@ -1,8 +1,8 @@
 """The prediction log: a sample of requests and answers, written by a thread of its own.
 
 The path of a request pays for noting what is to be logged, in memory that is bounded; digests,
-features and JSON are made by the thread, and what it writes is in the kernel's hands within half
-a second. Whatever stands in its way, a full disk or a folder it may not write, costs lines of the
+features and JSON are made by the thread, and what it writes is in the kernel's hands within a
+second. Whatever stands in its way, a full disk or a folder it may not write, costs lines of the
 log, which are counted, and no answer.
 
 Settings: the environment variable MARWRIGHT_PREDICTIONS, which `marwright serve` sets (JSON), else
@@ -23,8 +23,9 @@ import time
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -40,14 +41,15 @@ __all__ = ["LogSettings", "Note", "Observation", "open_log", "PredictionLog", "V
 _log = logging.getLogger(__name__)
 
 VARIABLE = "MARWRIGHT_PREDICTIONS"
-FLUSH_SECONDS = 0.25
+FLUSH_SECONDS = 0.5
 RETRY_SECONDS = 1.0
 """How long nothing is tried after a failure; what comes meanwhile waits, as far as it may."""
 MOST_NOTES = 10_000
 MOST_BYTES = 32 << 20
 """What may wait to be written: predictions, and bytes of their inputs."""
-AT_ONCE = 32
-"""Notes made into lines together. Few: the thread that answers waits for the interpreter's lock."""
+AT_ONCE = 64
+"""Notes made into lines together: many, since each time costs a millisecond; and few, since the
+thread that answers waits for the interpreter's lock."""
 LABEL_CHARACTERS = 1000
 SMALL = 64
 """Numbers of an array that is kept whole as JSON; a larger one is kept as its digest."""
@@ -118,11 +120,10 @@ class LogSettings:
         return found
 
 
-@dataclass(frozen=True)
-class Observation:
+class Observation(NamedTuple):
     """What a handler tells of one thing and the model's output for it."""
 
-    features: Mapping[str, float] = field(default_factory=dict)
+    features: Mapping[str, float] = MappingProxyType({})
     """Numbers that say what the input is like."""
     prediction: str | None = None
     confidence: float | None = None

@@ -61,7 +61,6 @@ class Spool:
         if self._size + len(content) > FILE_BYTES:
             self.close()
         try:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._measure()
             if self._held_bytes + len(content) > self._most_bytes:
                 raise OSError(errno.EDQUOT, f"the spool holds its {self._most_bytes:,} bytes")
@@ -127,6 +126,7 @@ class Spool:
         now = time.monotonic()
         if now - self._measured < MEASURE_SECONDS:
             return
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         sizes = []
         with os.scandir(self._folder) as entries:
             for entry in entries:
