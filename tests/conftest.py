@@ -9,6 +9,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -130,6 +131,20 @@ class Served:
             end_serving(self.process)
         for record in list_records().values():
             stop_server(record, timeout=60)
+
+
+@pytest.fixture(scope="module")
+def scratch() -> Iterator[Path]:
+    """The folder of temporary files and, in it, the runtime folder: nothing else is in either.
+
+    Its path is short, as those of run folders have to be.
+    """
+    with tempfile.TemporaryDirectory(dir="/tmp") as name, pytest.MonkeyPatch.context() as patch:
+        folder = Path(name).resolve()
+        (folder / "runtime").mkdir(mode=0o700)
+        patch.setenv("XDG_RUNTIME_DIR", str(folder / "runtime"))
+        patch.setenv("TMPDIR", str(folder))
+        yield folder
 
 
 @contextlib.contextmanager

@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from marwright.archive import Archive, Packed, Run, pack_run
-from marwright.monitor.reference import REFERENCE_NAME, Reference
+from marwright.archive.run import REFERENCE_NAME
+from marwright.monitor.reference import Reference
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 

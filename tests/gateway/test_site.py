@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -35,7 +34,7 @@ from marwright.server.supervision.inspection import (
     stop_server,
 )
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.usefixtures("scratch")]
 
 TOKENS = ("first-token", "second-token")
 SPLIT = Split("cnn", stable="1.0", candidate="2.0", share=20.0)
@@ -52,20 +51,6 @@ Load = Callable[..., Any]
 Keep = Callable[..., None]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def scratch() -> Iterator[Path]:
-    """The folder of temporary files and, in it, the runtime folder: nothing else is in either.
-
-    Its path is short, as those of run folders have to be.
-    """
-    with tempfile.TemporaryDirectory(dir="/tmp") as name, pytest.MonkeyPatch.context() as patch:
-        folder = Path(name).resolve()
-        (folder / "runtime").mkdir(mode=0o700)
-        patch.setenv("XDG_RUNTIME_DIR", str(folder / "runtime"))
-        patch.setenv("TMPDIR", str(folder))
-        yield folder
-
-
 def make_site(folder: Path, store: Path, name: str, **values: Any) -> Served:
     """Return a site that is not started yet."""
     shutil.copytree(store, folder / "store", dirs_exist_ok=True)
@@ -76,7 +61,7 @@ def make_site(folder: Path, store: Path, name: str, **values: Any) -> Served:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory, store: Path) -> Iterator[Served]:
+def site(tmp_path_factory: pytest.TempPathFactory, store: Path, scratch: Path) -> Iterator[Served]:
     """A gateway and two replicas of two versions; the last tests here kill and stop it."""
     folder = tmp_path_factory.mktemp("site")
     (folder / "tokens").write_text("\n".join(TOKENS), encoding="ascii")

@@ -13,11 +13,12 @@ import pyarrow
 import pytest
 
 from marwright.archive import Archive, Packed
+from marwright.archive.run import REFERENCE_NAME
 from marwright.errors import StorageError
 from marwright.monitor import drift
 from marwright.monitor.drift import Drift, Row, compare, compare_past, evaluate, render_metrics
 from marwright.monitor.drift_plot import draw_drift
-from marwright.monitor.reference import REFERENCE_NAME, Reference
+from marwright.monitor.reference import Reference
 from marwright.monitor.spool import SCHEMA
 from marwright.server.metrics.exposition import read_lines
 from marwright.server.metrics.families import LABEL_LIMIT

@@ -20,8 +20,9 @@ from typing import Any
 import pytest
 from tests.conftest import wait_until
 
-from marwright.monitor import grafana
-from marwright.monitor.grafana import Panel, render_dashboard
+from marwright.monitor import panels
+from marwright.monitor.grafana import render_dashboard
+from marwright.monitor.panels import Panel
 from marwright.server.metrics.families import FAMILIES, Family, find_family
 
 SITE = {"gateway", "monitor"}
@@ -56,6 +57,29 @@ def read_metrics(expression: str) -> Iterator[tuple[str, str]]:
     """Yield each metric's name and its matchers."""
     for name, _, matchers in re.findall(r"(\bmarwright_\w+)(\{([^}]*)\})?", expression):
         yield name, matchers
+
+
+def test_grafanas_own_library_reads_the_dashboard_and_loses_nothing_of_it() -> None:
+    pytest.importorskip("grafana_foundation_sdk")
+    from grafana_foundation_sdk.cog.encoder import JSONEncoder
+    from grafana_foundation_sdk.models.dashboard import Dashboard
+
+    ours = render_dashboard()
+    theirs = json.loads(JSONEncoder().encode(Dashboard.from_json(ours)))
+    assert list(find_missing(ours, theirs)) == []
+    assert list(find_missing({**ours, "odd": 1}, theirs)) == [".odd"]
+
+
+def find_missing(ours: Any, theirs: Any, place: str = "") -> Iterator[str]:
+    """Yield where `theirs` has not what `ours` has; it may have defaults besides."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        for key, value in ours.items():
+            yield from find_missing(value, theirs.get(key), f"{place}.{key}")
+    elif isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs):
+        for number, pair in enumerate(zip(ours, theirs, strict=True)):
+            yield from find_missing(*pair, f"{place}[{number}]")
+    elif ours != theirs:
+        yield place
 
 
 def test_the_file_is_what_the_program_makes(root: Path) -> None:
@@ -102,7 +126,7 @@ def test_a_panel_of_a_metric_that_does_not_exist_is_not_made(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     panel = Panel("Wishes", (("rate(marwright_wishes_total[5m])", ""),))
-    monkeypatch.setitem(grafana.ROWS, "Wishes", (panel,))
+    monkeypatch.setitem(panels.ROWS, "Wishes", (panel,))
     with pytest.raises(LookupError, match="marwright_wishes_total"):
         render_dashboard()
 
@@ -132,7 +156,7 @@ def test_no_two_panels_have_one_place_or_one_number() -> None:
 def test_it_has_the_rows_and_the_form_that_grafana_documents() -> None:
     dashboard = render_dashboard()
     rows = [panel["title"] for panel in dashboard["panels"] if panel["type"] == "row"]
-    assert rows == list(grafana.ROWS)
+    assert rows == list(panels.ROWS)
     assert {"uid", "title", "schemaVersion", "time", "templating", "annotations"} <= set(dashboard)
     assert "id" not in dashboard  # Grafana's own; a number would overwrite another dashboard
     for panel in dashboard["panels"]:
@@ -191,6 +215,7 @@ VALUES |= {
     "subject": "features.ink",
     "step": "canary 25",
     "duty": "drift",
+    "outcome": "kept",
     "marwright": "0.1",
 }
 VALUES |= {"torchserve": "0.12.0", "torch": "2.9"}

@@ -27,8 +27,8 @@ from pyarrow import parquet
 
 from marwright.errors import ConfigurationError, NoServerError, StorageError, UsageError
 from marwright.monitor.feedback import Label
+from marwright.monitor.parts import Part, tell_day
 from marwright.monitor.predictions import PredictionLog, find_log
-from marwright.monitor.retention import Part, tell_day
 from marwright.monitor.spool import SCHEMA
 
 Make = Callable[..., dict[str, Any]]
@@ -274,13 +274,28 @@ def test_a_record_from_ahead_goes_to_the_day_of_its_collection(
     log: PredictionLog, spool_record: Make, spool_write: Write
 ) -> None:
     ahead = [spool_record("far", time=time.time() + 3 * DAY), spool_record("mad", time=9e10)]
-    spool_write(log.folder, [*ahead, spool_record("near", time=time.time() + DAY / 2)])
+    hours = spool_record("hours", time=time.time() + DAY / 2)
+    spool_write(log.folder, [*ahead, hours, spool_record("near", time=time.time() + 30)])
     done = log.collect()
-    assert (done.rows, done.skewed) == (3, 2)
+    assert (done.rows, done.skewed) == (4, 3)
     days = {row["request"]: row["time"] for row in log.read_recent(limit=5)}
-    assert abs(days["far"] - time.time()) < 60
-    assert abs(days["mad"] - time.time()) < 60
-    assert days["near"] > time.time() + DAY / 3
+    for request in ("far", "mad", "hours"):
+        assert abs(days[request] - time.time()) < 20
+    assert days["near"] > time.time() + 20
+
+
+def test_what_was_kept_while_the_clock_was_ahead_is_in_no_window_until_then(
+    log: PredictionLog, spool_record: Make, spool_write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.time()
+    spool_write(log.folder, [spool_record("ahead", time=now + 7200)])
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time", lambda: now + 7200)
+        assert log.collect().skewed == 0
+        assert log.read_window("cnn", "1.0", 5).num_rows == 1
+    spool_write(log.folder, [spool_record("now", time=now)], name="later")
+    log.collect()
+    assert log.read_window("cnn", "1.0", 5)["request"].to_pylist() == ["now"]
 
 
 def test_days_that_are_too_old_go_and_what_comes_of_them_is_counted(

@@ -17,9 +17,9 @@ from scipy.stats import binomtest  # type: ignore[import-untyped]
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from marwright.monitor.feedback import Label
+from marwright.monitor.parts import Part
 from marwright.monitor.predictions import PredictionLog
 from marwright.monitor.quality import estimate_share, measure_quality
-from marwright.monitor.retention import Part
 
 Make = Callable[..., dict[str, Any]]
 Write = Callable[..., Path]

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from marwright.archive import Archive, Packed, Run, pack_run
+from marwright.archive.run import REFERENCE_NAME
 from marwright.errors import ArchiveError, MarwrightError, StorageError
-from marwright.monitor.reference import MOST_BYTES, REFERENCE_NAME, Reference
+from marwright.monitor.reference import MOST_BYTES, Reference
 
 ROWS = 60
 

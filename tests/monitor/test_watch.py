@@ -7,11 +7,11 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -23,6 +23,8 @@ import pytest
 from tests.conftest import end_serving, wait_until
 from tests.monitor.test_alerts import Watched, kill_java, write_archive
 
+from marwright.archive import Run, pack_run
+from marwright.archive.run import REFERENCE_NAME
 from marwright.errors import StorageError
 from marwright.monitor import watch
 from marwright.monitor.duties import Duties, Failures
@@ -37,8 +39,17 @@ from marwright.server.ports import Ports
 from marwright.server.process import read_start_time
 from marwright.server.registry import Record, claim, find_record
 from marwright.server.sections import MonitoringSettings, PredictionSettings
-from marwright.server.supervision.inspection import restart_server, stop_server
+from marwright.server.supervision.inspection import (
+    fetch_metrics,
+    restart_server,
+    stop_server,
+)
 from marwright.server.supervision.journal import LOG_NAME
+
+pytestmark = pytest.mark.usefixtures("scratch")
+
+Make = Callable[..., dict[str, Any]]
+Write = Callable[..., Path]
 
 PROGRAMS = ("prometheus", "prometheus-alertmanager", "promtool", "amtool")
 needs_programs = pytest.mark.skipif(
@@ -47,19 +58,12 @@ needs_programs = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def scratch() -> Iterator[Path]:
-    """The folder of temporary files and, in it, the runtime folder: nothing else is in either."""
-    with tempfile.TemporaryDirectory(dir="/tmp") as name, pytest.MonkeyPatch.context() as patch:
-        folder = Path(name).resolve()
-        (folder / "runtime").mkdir(mode=0o700)
-        patch.setenv("XDG_RUNTIME_DIR", str(folder / "runtime"))
-        patch.setenv("TMPDIR", str(folder))
-        yield folder
+def read_metrics() -> str:
+    return fetch_metrics(find_record("kept").health_url) or ""
 
 
 @pytest.fixture(scope="module")
-def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
+def watched(tmp_path_factory: pytest.TempPathFactory, scratch: Path) -> Iterator[Watched]:
     """A monitored server; the last test here stops it."""
     one = Watched(tmp_path_factory.mktemp("watched"), "kept", scale=60)
     write_archive(one.folder / "store/odd.mar", "odd")
@@ -139,12 +143,21 @@ def test_a_monitor_that_is_killed_leaves_no_process_and_no_folder(
     watched: Watched, scratch: Path
 ) -> None:
     processes = [find_process(scratch, name) for name in PROGRAMS[:2]]
+    history = watched.folder / HISTORY_NAME
+    History(history).add(start_line("odd", "2.0", before="1.0"))
+    wait_until(lambda: "marwright_release_open{" in read_metrics(), timeout=20)
     assert watched.monitor is not None
     watched.monitor.kill()
     end_serving(watched.monitor)
+    # Its file is there; what it said is no news any more.
+    left = Path(find_record("kept").run_folder) / "metrics/releases.prom"
+    assert "marwright_release_open{" in left.read_text()
+    assert "marwright_release_open{" not in read_metrics()
+    history.unlink()
     wait_until(lambda: not any(map(psutil.Process.is_running, processes)), timeout=20)
     wait_until(lambda: not [*scratch.glob("marwright-prometheus*")], timeout=20)
     watched.watch()
+    wait_until(lambda: left.exists() and not left.read_text(), timeout=20)
 
 
 @needs_programs
@@ -238,8 +251,68 @@ def test_a_duty_that_fails_stops_no_other_and_is_told_once(tmp_path: Path) -> No
     (tmp_path / HISTORY_NAME).rmdir()
     with duties.perform(lambda: record):
         wait_until(lambda: "releases works again" in told, timeout=20)
-    duties.clear(lambda: record)
+    duties.close()
     assert not [*(tmp_path / "run/metrics").iterdir()]
+
+
+def test_what_collecting_leaves_out_is_counted(
+    tmp_path: Path, spool_record: Make, spool_write: Write
+) -> None:
+    predictions = PredictionSettings(folder=tmp_path / "predictions")
+    deployment = Deployment(monitoring=MonitoringSettings(predictions=predictions))
+    now = time.time()
+    records = [
+        *(b"{half\n", spool_record("a"), spool_record("old", time=now - 60 * 86400)),
+        spool_record("ahead", time=now + 7200),
+    ]
+    spool_write(predictions.folder, records)
+    duties = Duties(deployment, tell=print)
+    record = make_record(tmp_path)
+    for duty in duties._duties:
+        duties.do(duty, record)
+    text = (tmp_path / "run/metrics/predictions.prom").read_text()
+    duties.close()
+    rows = [sample for sample in read_lines(text)[0] if "rows" in sample.name]
+    counts = {sample.labels[0][1]: float(sample.value) for sample in rows}
+    assert counts == {"kept": 2, "malformed": 1, "expired": 1, "skewed": 1, "dropped": 0}
+
+
+def test_a_comparison_that_fails_is_counted_and_leaves_the_one_before(
+    tmp_path: Path, run: Run, spool_record: Make, spool_write: Write
+) -> None:
+    store = tmp_path / "store"
+    packed = pack_run(run, out=store / "cnn.mar", preflight=None)
+    (tmp_path / "deploy.yaml").write_text(
+        "store: store\nmodels: [cnn.mar]\nmonitoring: {predictions: {folder: predictions}}\n"
+    )
+    spool_write(tmp_path / "predictions", [spool_record(str(number)) for number in range(200)])
+    deployment = Deployment.parse(tmp_path / "deploy.yaml")[0]
+    duties, record = Duties(deployment, tell=print), make_record(tmp_path)
+    drift = next(duty for duty in duties._duties if duty.name == "drift")
+    file = tmp_path / "run/metrics/drift.prom"
+    duties.do(drift, record)
+    before = find_times(file)
+    assert len(before) == 1
+    spoil_reference(packed.path)
+    duties.do(drift, record)
+    assert duties.failures.counts["drift of cnn 1.0"] == 1
+    assert find_times(file) == before
+    duties.close()
+
+
+def find_times(file: Path) -> list[str]:
+    samples, _ = read_lines(file.read_text())
+    return [sample.value for sample in samples if "drift_timestamp" in sample.name]
+
+
+def spoil_reference(archive: Path) -> None:
+    """Write an archive anew, with half of its reference."""
+    with zipfile.ZipFile(archive) as old:
+        members = {name: old.read(name) for name in old.namelist()}
+    with zipfile.ZipFile(archive, "w") as new:
+        for name, content in members.items():
+            half = len(content) // 2 if name == REFERENCE_NAME else len(content)
+            new.writestr(name, content[:half])
 
 
 def test_a_server_that_is_gone_gets_no_folder_back(tmp_path: Path) -> None:
@@ -264,7 +337,7 @@ def test_a_server_that_only_begins_gets_no_files_in_the_current_folder(
     duties = Duties(Deployment(), tell=print, scale=100)
     for duty in duties._duties:
         duties.do(duty, record)
-    duties.clear(lambda: record)
+    duties.close()
     assert [*(tmp_path / "metrics").iterdir()] == [kept]
     assert not kept.read_text()
 

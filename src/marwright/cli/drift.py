@@ -120,10 +120,11 @@ def _draw(log: PredictionLog, key: Key, archive: Path, settings: DriftSettings, 
         ArchiveError: its archive has no reference.
         StorageError: the picture cannot be written.
     """
+    from marwright.archive.run import REFERENCE_NAME
     from marwright.errors import ArchiveError
     from marwright.monitor.drift import compare_past
     from marwright.monitor.drift_plot import draw_drift
-    from marwright.monitor.reference import REFERENCE_NAME, Reference
+    from marwright.monitor.reference import Reference
 
     reference = Reference.read(archive)
     if reference is None:

@@ -47,8 +47,8 @@ __all__ = [
     "compare_past",
     "Drift",
     "evaluate",
+    "evaluate_version",
     "list_archives",
-    "METRICS_NAME",
     "read_subject",
     "render_metrics",
     "Row",
@@ -56,8 +56,6 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 
-METRICS_NAME = "drift.prom"
-"""The file of `render_metrics` in a run folder's `metrics`."""
 FEWEST_ROWS = 50
 """Values of a subject below which nothing is said of it, in the window and in the reference."""
 MARGIN = 2
@@ -173,7 +171,30 @@ def evaluate(
 
     What cannot be compared has a reason; that never is the other versions' trouble.
     """
-    return {key: _evaluate_version(log, key, path, settings) for key, path in archives.items()}
+    found = {}
+    for key, path in archives.items():
+        try:
+            found[key] = evaluate_version(log, key, path, settings)
+        except MarwrightError as exc:
+            found[key] = Drift((), False, 0, time.time(), str(exc))
+        except Exception as exc:  # a mistake of ours with one version is not the others' trouble
+            _log.warning("drift of %s %s cannot be told: %r", *key, exc)
+            found[key] = Drift((), False, 0, time.time(), f"it could not be compared: {exc!r}")
+    return found
+
+
+def evaluate_version(log: PredictionLog, key: Key, path: Path, settings: DriftSettings) -> Drift:
+    """Compare the last window of one version with its archive's reference.
+
+    Raises:
+        MarwrightError: the archive or the log cannot be read.
+    """
+    window = log.read_window(*key, settings.window)
+    reference = Reference.read(path)
+    if reference is not None:
+        return compare(reference, window, error_rate=settings.error_rate)
+    reason = f"{path.name} has no reference: it was packed from a run without one"
+    return Drift((), False, window.num_rows, time.time(), reason)
 
 
 def list_archives(deployment: Deployment) -> dict[Key, Path]:
@@ -209,21 +230,6 @@ def render_metrics(drifts: Mapping[Key, Drift]) -> str:
                 text.add("marwright_drift_score", row.score, **more)
                 text.add("marwright_drift_p_value", row.p_corrected, **more)
     return text.render().decode()
-
-
-def _evaluate_version(log: PredictionLog, key: Key, path: Path, settings: DriftSettings) -> Drift:
-    try:
-        window = log.read_window(*key, settings.window)
-        reference = Reference.read(path)
-        if reference is not None:
-            return compare(reference, window, error_rate=settings.error_rate)
-    except MarwrightError as exc:
-        return Drift((), False, 0, time.time(), str(exc))
-    except Exception as exc:  # a mistake of ours with one version is not the others' trouble
-        _log.warning("drift of %s %s cannot be told: %r", *key, exc)
-        return Drift((), False, 0, time.time(), f"it could not be compared: {exc!r}")
-    reason = f"{path.name} has no reference: it was packed from a run without one"
-    return Drift((), False, window.num_rows, time.time(), reason)
 
 
 # Comparisons.

@@ -22,11 +22,12 @@ from marwright.release.history import HISTORY_NAME, History
 from marwright.release.target import place_history
 from marwright.server.deployment import Deployment
 from marwright.server.metrics.exposition import Exposition
-from marwright.server.metrics.files import FOLDER, write_metrics
+from marwright.server.metrics.files import MetricsWriter
 from marwright.server.registry import Record
 
 if TYPE_CHECKING:
-    from marwright.monitor.predictions import PredictionLog
+    from marwright.monitor.drift import Drift
+    from marwright.monitor.predictions import Collected, PredictionLog
 
 __all__ = ["Duties", "Duty", "Failures"]
 
@@ -98,6 +99,10 @@ class Duties:
         self.failures = Failures(tell)
         self._deployment = deployment
         self._log = _open_log(deployment)
+        self._writer: MetricsWriter | None = None
+        self._collected: Counter[str] = Counter()
+        self._drifts: dict[tuple[str, str], Drift] = {}
+        """The last comparison of each version: one that fails leaves the one before, which ages."""
 
         def pause(seconds: float) -> float:
             return max(seconds / scale, LEAST_SECONDS)
@@ -134,19 +139,27 @@ class Duties:
         """Do one now, whatever comes of it, and say when it is due again."""
         began = time.monotonic()
         with self.failures.note(duty.name):
-            _write(record, duty.name, duty.render(record))
+            self._write(record, duty.name, duty.render(record))
         with self.failures.note("telling of failures"):
-            _write(record, "duties", self.failures.render())
+            self._write(record, "duties", self.failures.render())
         ended = time.monotonic()
         duty.due = ended + max(duty.every_seconds, BUSY_SHARE * (ended - began))
 
-    def clear(self, find: Callable[[], Record]) -> None:
-        """Take away the files: what nobody renews is not to be taken for news."""
-        folder = find().run_folder
-        if not folder:
-            return  # the server has none yet
-        for name in ("duties", *(duty.name for duty in self._duties)):
-            (Path(folder) / FOLDER / f"{name}.prom").unlink(missing_ok=True)
+    def close(self) -> None:
+        """Take away what was added to the server's metrics."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _write(self, record: Record, name: str, text: str) -> None:
+        # Nobody reads it where the server is gone; one that only begins has no folder yet.
+        folder = Path(record.run_folder)
+        if not record.run_folder or not folder.is_dir():
+            return
+        if self._writer is None or self._writer.run_folder != folder:
+            self.close()
+            self._writer = MetricsWriter(folder)
+        self._writer.write(name, text)
 
     def _find_due(self) -> float:
         return min(duty.due for duty in self._duties)
@@ -155,9 +168,11 @@ class Duties:
         """Move the workers' spool to Parquet."""
         log = self._require_log()
         with self.failures.note("collecting predictions"):
-            log.collect()
+            self._count(log.collect())
         exposition = Exposition()
         exposition.add("marwright_prediction_log_bytes", log.measure())
+        for outcome, rows in self._collected.items():
+            exposition.add("marwright_prediction_log_rows_total", rows, outcome=outcome)
         for model, version in log.list_versions():
             times = log.read_window(model, version, 1, columns=["time"])["time"]
             if len(times):
@@ -166,16 +181,26 @@ class Duties:
                 exposition.add("marwright_prediction_timestamp_seconds", latest, **labels)
         return exposition.render().decode()
 
+    def _count(self, done: Collected) -> None:
+        self._collected.update(
+            kept=done.rows,
+            malformed=done.skipped,
+            expired=done.expired,
+            skewed=done.skewed,
+            dropped=done.dropped,
+        )
+
     def _compare(self, record: Record) -> str:
         """Compare the last window of each version with its reference."""
-        from marwright.monitor.drift import Drift, evaluate, list_archives, render_metrics
+        from marwright.monitor.drift import evaluate_version, list_archives, render_metrics
 
         deployment = Deployment.parse(Path(record.config))[0] if record.config else self._deployment
-        drifts: dict[tuple[str, str], Drift] = {}
-        for key, path in list_archives(deployment).items():
+        settings, archives = deployment.monitoring.drift, list_archives(deployment)
+        self._drifts = {key: drift for key, drift in self._drifts.items() if key in archives}
+        for key, path in archives.items():
             with self.failures.note(f"drift of {' '.join(key)}"):
-                drifts |= evaluate(self._require_log(), {key: path}, deployment.monitoring.drift)
-        return render_metrics(drifts)
+                self._drifts[key] = evaluate_version(self._require_log(), key, path, settings)
+        return render_metrics(self._drifts)
 
     def _measure(self, record: Record) -> str:
         """Measure each version by the labels that came late."""
@@ -197,12 +222,6 @@ class Duties:
     def _require_log(self) -> PredictionLog:
         assert self._log is not None  # else it is no duty
         return self._log
-
-
-def _write(record: Record, name: str, text: str) -> None:
-    # Nobody reads it where the server is gone; one that only begins has no folder yet.
-    if record.run_folder and Path(record.run_folder).is_dir():
-        write_metrics(Path(record.run_folder), name, text)
 
 
 def _open_log(deployment: Deployment) -> PredictionLog | None:

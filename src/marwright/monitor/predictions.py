@@ -9,28 +9,26 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
 from marwright.errors import ConfigurationError, NoServerError, StorageError, UsageError
 from marwright.monitor.feedback import Joined, Label, join_labels
-from marwright.monitor.retention import (
+from marwright.monitor.ledger import LEDGER_NAME, Ledger
+from marwright.monitor.parts import (
     LABEL_SCHEMA,
-    LEDGER_NAME,
-    Ledger,
     Part,
     list_days,
     list_parts,
     measure_folder,
-    merge_parts,
     name_part,
     open_part,
-    remove_old,
-    remove_surplus,
     sweep,
     tell_day,
     write_part,
 )
+from marwright.monitor.retention import merge_parts, remove_old, remove_surplus
 from marwright.monitor.spool import (
     SCHEMA,
     SPOOL_NAME,
@@ -59,6 +57,8 @@ PIECE_BYTES = 8 << 20
 OPEN_FILES = 64
 KNOWN_PARTS = 20_000
 DAY_SECONDS = 86400.0
+AHEAD_SECONDS = 60.0
+"""How far a worker's clock may be ahead of this one's: more would own the last window till then."""
 
 _Result = TypeVar("_Result")
 
@@ -72,7 +72,7 @@ class Collected:
     skipped: int = 0
     """Lines that were no record."""
     skewed: int = 0
-    """Predictions from more than a day ahead, which have the time of their collection now."""
+    """Predictions from a clock that was ahead, which have the time of their collection now."""
     expired: int = 0
     """Predictions older than the days that are kept."""
     dropped: int = 0
@@ -131,15 +131,17 @@ class PredictionLog:
     ) -> Any:
         """Return a version's last predictions, newest last, from Parquet and spool.
 
-        Requests that failed are none. `columns`: all but the inputs where not said.
+        Requests that failed are none, nor what was kept while the clock was ahead of what it is
+        now. `columns`: all but the inputs where not said.
         """
+        latest = datetime.fromtimestamp(time.time() + AHEAD_SECONDS, timezone.utc)
         wanted = columns or [name for name in SCHEMA.names if name != "input"]
         needed = {*wanted, "time", "model", "version", "status"}
 
         def select(table: Any) -> Any:
             found = table.filter(_match(table, model, version))
             failed = compute.greater_equal(found["status"], 400).fill_null(False)
-            return found.filter(compute.invert(failed))
+            return found.filter(compute.and_not(compute.less_equal(found["time"], latest), failed))
 
         table = self._read(
             lambda ledger: self._read_last(ledger, rows, needed, select, {(model, version)})
@@ -288,16 +290,16 @@ class PredictionLog:
     def _sort_out(self, lines: Iterable[bytes], done: Collected) -> list[Record]:
         """Return the records in some lines, and count what is none, or has an absurd time."""
         now = time.time()
-        oldest = tell_day(now - self.keep_days * DAY_SECONDS)
+        oldest = _find_end(tell_day(now - self.keep_days * DAY_SECONDS)) - DAY_SECONDS
         records = []
         for line in lines:
             record = read_record(line)
             if record is None:
                 done.skipped += 1
-            elif record[0] > now + DAY_SECONDS:
+            elif record[0] > now + AHEAD_SECONDS:
                 done.skewed += 1
                 records.append(stamp(record, now))
-            elif tell_day(record[0]) < oldest:
+            elif record[0] < oldest:
                 done.expired += 1
             else:
                 records.append(record)
@@ -306,9 +308,11 @@ class PredictionLog:
     def _commit(self, ledger: Ledger, batch: _Batch, done: Collected) -> Ledger:
         """Make a batch's change, and remove the spool files that are collected whole."""
         if batch.offsets:
-            days: dict[str, list[Record]] = {}
-            for record in sorted(batch.records, key=lambda record: record[0]):
-                days.setdefault(tell_day(record[0]), []).append(record)
+            records = sorted(batch.records, key=lambda record: record[0])
+            days = {
+                tell_day(number * DAY_SECONDS): list(group)
+                for number, group in groupby(records, lambda record: record[0] // DAY_SECONDS)
+            }
             ahead = ledger.generation + 1
             places = {name_part(day, ahead): records for day, records in days.items()}
             there = {path.name for path in list_spool(self.folder)}

@@ -20,12 +20,12 @@ import numpy as np
 import numpy.typing as npt
 
 from marwright.archive.reader import Archive
+from marwright.archive.run import REFERENCE_NAME
 from marwright.errors import ArchiveError
 from marwright.storage import translate_os_errors
 
-__all__ = ["Reference", "REFERENCE_NAME"]
+__all__ = ["Reference"]
 
-REFERENCE_NAME = "reference.npz"
 FORMAT = 1
 MOST_BYTES = 64 << 20
 """Of the file, and of all of its arrays together."""

@@ -94,7 +94,7 @@ class Watch:
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             stack.enter_context(_hold(folder, self._record.name))
             stack.callback(self._journal.close)
-            stack.callback(self.duties.clear, lambda: self._record)
+            stack.callback(self.duties.close)
             keepers = self._start(folder, stack)
             stack.enter_context(self.duties.perform(lambda: self._record))
             while self._follow():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
 import urllib.request
@@ -15,7 +16,7 @@ from tests.conftest import Served, serve_alone, wait_until
 
 from marwright.client import Client, Endpoint
 from marwright.server.metrics.exposition import OPENMETRICS
-from marwright.server.metrics.files import write_metrics
+from marwright.server.metrics.files import MetricsWriter
 from marwright.server.process import read_server_pid
 from marwright.server.registry import find_record
 from marwright.server.supervision.inspection import fetch_metrics
@@ -80,8 +81,10 @@ def test_both_forms_pass_their_checks(served: Served) -> None:
 
 def test_files_in_the_run_folder_are_read(served: Served) -> None:
     folder = Path(find_record(served.name).run_folder)
-    write_metrics(folder, "drift", f"marwright_drift_detected{{{CNN}}} 1\nmarwright_drift_sc")
-    found = scrape(served)
+    with contextlib.closing(MetricsWriter(folder)) as writer:
+        writer.write("drift", f"marwright_drift_detected{{{CNN}}} 1\nmarwright_drift_sc")
+        found = scrape(served)
+    assert f"marwright_drift_detected{{{CNN}}}" not in scrape(served)
     assert found[f"marwright_drift_detected{{{CNN}}}"] == 1
     assert found['marwright_scrape_errors_total{source="files"}'] == 1
 

@@ -216,6 +216,14 @@ FAMILIES = (
         "Size of the prediction log's folder.",
     ),
     Family(
+        "marwright_prediction_log_rows_total",
+        "counter",
+        ("outcome",),
+        "monitor",
+        "Rows of the spool: kept, malformed, expired, skewed (kept under the time of collection);"
+        " dropped: removed for want of room.",
+    ),
+    Family(
         "marwright_prediction_timestamp_seconds",
         "gauge",
         VERSION,
