@@ -8,6 +8,7 @@ measured: MARWRIGHT_ALERTS=FILE keeps them (benchmarks/alerts.py).
 from __future__ import annotations
 
 import contextlib
+import email.policy
 import io
 import json
 import os
@@ -15,19 +16,22 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from datetime import datetime
+from email import message_from_bytes
+from email.message import EmailMessage
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from aiosmtpd.controller import Controller
+from aiosmtpd.smtp import AuthResult, Envelope, Session
 from PIL import Image, ImageOps
 from tests.conftest import Served, end_serving, wait_until
 
@@ -35,13 +39,14 @@ from marwright.archive import Run, pack_run
 from marwright.client import Client, Endpoint, Retries
 from marwright.errors import MarwrightError
 from marwright.gateway.traffic import Split
-from marwright.release.history import HISTORY_NAME, History, start_line
+from marwright.release.history import HISTORY_NAME, History
 from marwright.server.ports import Ports
 from marwright.server.registry import find_record
 from marwright.server.supervision.inspection import ask_supervisor
 
 pytestmark = [
     pytest.mark.server,
+    pytest.mark.usefixtures("scratch"),
     pytest.mark.skipif(
         not all(map(shutil.which, ("prometheus", "prometheus-alertmanager", "promtool", "amtool"))),
         reason="needs Debian's prometheus and prometheus-alertmanager",
@@ -53,6 +58,7 @@ LOGGED_SCALE = 60.0
 """Of what compares windows, which takes a second or two."""
 ONCE = Retries(tries=1, after_loss=0, away=0)
 PATIENCE = 200.0
+USER, PASSWORD = "alerts", "a-secret-of-the-mail-server"
 HANDLER = """\
 import os
 import time
@@ -71,6 +77,12 @@ def answer(asked):
     if word == "grow":
         KEPT.append(bytearray(b"x" * int(value)))
     return "done"
+"""
+SINGLE = """\
+import fcntl
+
+LOCK = open({lock!r}, "w")
+fcntl.flock(LOCK, fcntl.LOCK_EX | fcntl.LOCK_NB)
 """
 BROKEN = "raise RuntimeError('this handler never loads')\n"
 
@@ -133,6 +145,51 @@ class Receiver:
         self._server.server_close()
 
 
+class Mailbox:
+    """A mail server that keeps what comes from who has signed in."""
+
+    def __init__(self) -> None:
+        self.mails: list[EmailMessage] = []
+        self._controller = Controller(
+            self,
+            hostname="127.0.0.1",
+            port=Ports.find_free().inference,
+            auth_require_tls=False,
+            authenticator=self._sign_in,
+        )
+        self._controller.start()
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {
+            "server": f"127.0.0.1:{self._controller.port}",
+            "sender": "marwright@example.org",
+            "to": "team@example.org",
+            "user": USER,
+            "password": "password",
+            "tls": False,
+        }
+
+    async def handle_DATA(self, server: object, session: Session, envelope: Envelope) -> str:
+        if not session.authenticated:
+            return "530 5.7.0 Authentication required"
+        assert isinstance(envelope.content, bytes)
+        mail = message_from_bytes(envelope.content, policy=email.policy.default)
+        assert isinstance(mail, EmailMessage)
+        self.mails.append(mail)
+        return "250 OK"
+
+    def find(self, name: str) -> EmailMessage | None:
+        return next((mail for mail in list(self.mails) if name in mail["Subject"]), None)
+
+    def close(self) -> None:
+        self._controller.stop()
+
+    def _sign_in(self, server: object, session: object, mail: object, way: str, given: Any) -> Any:
+        asked = (given.login, given.password)
+        return AuthResult(success=asked == (USER.encode(), PASSWORD.encode()))
+
+
 class Watched(Served):
     """A server with `marwright monitor up` beside it."""
 
@@ -140,6 +197,7 @@ class Watched(Served):
         super().__init__(folder, name)
         self.scale = scale
         self.receiver = Receiver()
+        self.mailbox = Mailbox()
         self.monitor: subprocess.Popen[str] | None = None
         self.addresses: dict[str, str] = {}
         self.began = 0.0
@@ -198,6 +256,7 @@ class Watched(Served):
         finally:
             super().end()
             self.receiver.close()
+            self.mailbox.close()
 
 
 class Load:
@@ -227,26 +286,16 @@ class Load:
             thread.join(30)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def scratch() -> Iterator[Path]:
-    """The folder of temporary files and, in it, the runtime folder: nothing else is in either."""
-    with tempfile.TemporaryDirectory(dir="/tmp") as name, pytest.MonkeyPatch.context() as patch:
-        folder = Path(name).resolve()
-        (folder / "runtime").mkdir(mode=0o700)
-        patch.setenv("XDG_RUNTIME_DIR", str(folder / "runtime"))
-        patch.setenv("TMPDIR", str(folder))
-        yield folder
-
-
 @pytest.fixture(scope="module")
-def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
+def watched(tmp_path_factory: pytest.TempPathFactory, scratch: Path) -> Iterator[Watched]:
     """A server with an odd model, and one whose workers never load."""
     one = Watched(tmp_path_factory.mktemp("watched"), "odd")
+    (one.folder / "password").write_text(PASSWORD)
     write_archive(one.folder / "store/odd.mar", "odd")
     write_archive(one.folder / "store/broken.mar", "broken", handler=BROKEN)
     one.write(
         models=[{"archive": "odd.mar", "workers": 3, "queue": 6}, {"archive": "broken.mar"}],
-        monitoring={"targets": {"p99_seconds": 0.05}},
+        monitoring={"targets": {"p99_seconds": 0.05}, "mail": one.mailbox.settings},
         supervision={"linger_seconds": 5},
     )
     try:
@@ -292,6 +341,10 @@ def test_a_java_that_was_killed_is_down(watched: Watched, keep: Keep) -> None:
     keep("Java killed", "MarwrightDown", seconds)
     assert alert["labels"]["server"] == "odd"
     assert "marwright status" in alert["annotations"]["summary"]
+    mail = wait_until(lambda: watched.mailbox.find("MarwrightDown"), timeout=PATIENCE)
+    assert (mail["To"], mail["From"]) == ("team@example.org", "marwright@example.org")
+    assert "marwright status" in mail.get_body(("html",)).get_content()
+    assert PASSWORD not in watched.read_words()
 
 
 @pytest.mark.slow
@@ -353,10 +406,20 @@ def list_workers(watched: Watched, model: str) -> list[int]:
 @pytest.mark.slow
 def test_a_release_that_nobody_finishes_is_told(watched: Watched, keep: Keep) -> None:
     history = History(watched.folder / HISTORY_NAME)
+    write_archive(watched.folder / "odd-2.0.mar", "odd", "2.0")
+    command = [sys.executable, "-m", "marwright", "release", "odd-2.0.mar"]
     began = time.monotonic()
-    history.add(start_line("odd", "2.0", before="1.0"))
+    with (watched.folder / "release.txt").open("wb") as words:
+        release = subprocess.Popen(
+            command, cwd=watched.folder, stderr=words, stdout=words, env=watched.environment
+        )
+        try:
+            wait_until(lambda: [one for one in history.list_standings() if one.is_open])
+        finally:
+            release.kill()
+            release.wait()
     seconds, alert = watched.await_alert("MarwrightReleaseStuck", began)
-    keep("a release that was interrupted", "MarwrightReleaseStuck", seconds)
+    keep("a release that was killed", "MarwrightReleaseStuck", seconds)
     assert alert["labels"]["version"] == "2.0"
 
 
@@ -375,12 +438,17 @@ def test_a_supervisor_killed_with_its_server_stays_down(watched: Watched, keep: 
 
 
 @pytest.fixture(scope="module")
-def logged(tmp_path_factory: pytest.TempPathFactory, run: Run) -> Iterator[Watched]:
-    """A server that keeps every prediction of the digits' network, and looks for drift."""
+def logged(tmp_path_factory: pytest.TempPathFactory, run: Run, scratch: Path) -> Iterator[Watched]:
+    """A server that keeps every prediction of the digits' network, and looks for drift.
+
+    Beside it a model of which one worker loads, and a second never does.
+    """
     one = Watched(tmp_path_factory.mktemp("logged"), "logged", scale=LOGGED_SCALE)
+    single = SINGLE.format(lock=str(one.folder / "taken")) + HANDLER
+    write_archive(one.folder / "store/single.mar", "single", handler=single)
     pack_run(run, out=one.folder / "store/cnn.mar", preflight=None)
     one.write(
-        models=[{"archive": "cnn.mar", "workers": 1}],
+        models=[{"archive": "cnn.mar", "workers": 1}, {"archive": "single.mar", "workers": 2}],
         monitoring={
             "predictions": {"share": 100, "folder": "predictions"},
             "drift": {"window": 100, "every_seconds": 8},
@@ -403,6 +471,14 @@ def send_images(watched: Watched, run: Run, change: Callable[[Any], Any], count:
             with Image.open(path) as image:
                 change(image.convert("L")).save(buffer, "PNG")
             client.predict("cnn", buffer.getvalue())
+
+
+@pytest.mark.slow
+def test_a_version_that_lacks_a_worker_is_not_ready(logged: Watched, keep: Keep) -> None:
+    seconds, alert = logged.await_alert("MarwrightNotReady", logged.began)
+    keep("a second worker that never loads", "MarwrightNotReady", seconds, LOGGED_SCALE)
+    assert alert["labels"]["server"] == "logged"
+    assert not logged.receiver.find("MarwrightVersionWithoutWorkers", logged.began)
 
 
 @pytest.mark.slow
