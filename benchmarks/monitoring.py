@@ -46,9 +46,11 @@ REQUESTS = 20
 """To each version, so that each has its histograms."""
 SCRAPES = 30
 VIEWERS = 100
+WATCHED_SECONDS = 60
+"""Of a load that is watched, and of the one beside it: drift is compared once in it."""
+WATCHED_ROUNDS = 5
 BATCHING = {"workers": 2, "batch_size": 32}
-ALL_ON = {"predictions": {"share": 10, "score": "energy"}, "drift": {"every_seconds": 5}}
-"""Drift twelve times as often as by default, so that each load has some windows in it."""
+ALL_ON = {"predictions": {"share": 10, "score": "energy"}}
 PORTS = {"prometheus": 19090, "alertmanager": 19093}
 
 
@@ -110,44 +112,53 @@ def serve(folder: Path, name: str, models: list[Any], **values: Any) -> Iterator
 
 
 def measure_overhead(run: Run, folder: Path) -> dict[str, Any]:
-    """Load a server that is watched by all there is, and one that nobody watches, in turns."""
+    """Load a server that is watched by all there is, and one that nobody watches, in turns.
+
+    Each load has a server of its own: two processes of the same program differ by up to a tenth
+    for as long as they live. Both count requests: the server's own metrics cannot be turned off.
+    """
     archive = pack_run(run, out=folder / "store/cnn.mar", preflight=None).path
     entry = {"archive": archive.name, **BATCHING}
     request = (run.samples[0].path, "application/octet-stream")
-    with ExitStack() as stack:
-        plain = stack.enter_context(serve(folder, "plain", [entry]))
-        watched = stack.enter_context(
-            serve(folder, "watched", [entry], monitoring={**ALL_ON, **PORTS})
-        )
-        urls = {"off": plain.inference_url, "on": watched.inference_url}
 
-        def load(name: str) -> float:
-            with ExitStack() as turn:
-                if name == "on":
-                    turn.enter_context(run_command("monitor", "up", "watched"))
-                    time.sleep(3)
-                return load_model(urls[name], request)
+    def load(name: str) -> float:
+        values = {"monitoring": {**ALL_ON, **PORTS}} if name == "on" else {}
+        with ExitStack() as turn:
+            url = turn.enter_context(serve(folder, name, [entry], **values)).inference_url
+            load_model(url, request)  # Java gets warm, the log has a window
+            if name == "on":
+                turn.enter_context(run_command("monitor", "up", name))
+                wait_for_drift(find_record(name).run_folder)
+            return load_model(url, request, WATCHED_SECONDS)
 
-        rates = take_turns(("off", "on"), load)
-    return {"connections": CONNECTIONS, **compare(rates)}
+    rates = take_turns(("off", "on"), load, WATCHED_ROUNDS)
+    return {"connections": CONNECTIONS, "seconds": WATCHED_SECONDS, **compare(rates)}
 
 
-def load_model(url: str, request: Any) -> float:
+def wait_for_drift(run_folder: str) -> None:
+    """Wait until a monitoring has done everything once: it has loaded what it needs then."""
+    deadline = time.monotonic() + 60
+    while not (Path(run_folder) / "metrics/quality.prom").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def load_model(url: str, request: Any, seconds: int = SECONDS) -> float:
     """Return the requests a second that a server answers."""
     settle()
-    load = start_wrk(f"{url}/predictions/cnn", request, CONNECTIONS, SECONDS)
+    load = start_wrk(f"{url}/predictions/cnn", request, CONNECTIONS, seconds)
     outcome = finish_wrk(load)
     return float((outcome["requests"] - outcome["refused"]) / outcome["seconds"])
 
 
-def take_turns(names: tuple[str, str], load: Callable[[str], float]) -> dict[str, list[float]]:
-    """Return what a load gives for each of two, a round each in turns; the first does not count."""
+def take_turns(
+    names: tuple[str, str], load: Callable[[str], float], rounds: int = ROUNDS
+) -> dict[str, list[float]]:
+    """Return what a load gives for each of two, a round each in turns."""
     rates: dict[str, list[float]] = {name: [] for name in names}
-    for number in range(ROUNDS + 1):
+    for number in range(rounds):
         for name in names if number % 2 else names[::-1]:
-            rate = load(name)
-            if number:
-                rates[name].append(rate)
+            rates[name].append(load(name))
     return rates
 
 
@@ -216,6 +227,7 @@ def measure_viewers(run: Run, folder: Path) -> dict[str, Any]:
                     assert viewers.stdout.readline() == "watching\n"
                 return load_model(endpoint.inference_url, request)
 
+        load("off")  # Java gets warm
         rates = take_turns(("off", "on"), load)
     return {"viewers": VIEWERS, "connections": CONNECTIONS, **compare(rates)}
 

@@ -1,5 +1,5 @@
-"""README's table of faults, and the figures of docs/operations.md and docs/releases.md, are those
-of the last measurement.
+"""README's table of faults, and the figures of docs/operations.md, docs/releases.md and
+docs/monitoring.md, are those of the last measurement.
 
 WRITE_TABLE=1 writes them. What misses its goal is bold, and says so.
 """
@@ -150,6 +150,107 @@ def make_release_lines(root: Path) -> list[str]:
     )
 
 
+def make_monitoring_lines(root: Path) -> list[str]:
+    result = read_results(root, "monitoring")
+    overhead, scrape, window = (result[key] for key in ("overhead", "scrape", "drift_window"))
+    page, viewers = result["page"], result["viewers"]
+    return make_table(
+        [
+            (
+                "throughput with all of it on (metrics, prediction log at 10 %, drift) beside"
+                f" none, {overhead['connections']} connections",
+                f"{show_ratio(overhead)}, of {overhead['off_requests_per_second']:,} answers/s",
+                Goal("at least", 0.95, " times"),
+                overhead["ratio"],
+            ),
+            (
+                f"a scrape of {scrape['versions']} versions, {scrape['series']:,} series",
+                show(scrape),
+                Goal("under", 0.05, " s"),
+                scrape["median_seconds"],
+            ),
+            (
+                "the size of its answer",
+                f"{scrape['bytes'] / 1e6:.2f} MB",
+                Goal("under", 1, " MB"),
+                scrape["bytes"] / 1e6,
+            ),
+            (
+                f"comparing a window of {window['rows']:,} rows by {window['features']} features",
+                f"{window['seconds']} s",
+                Goal("under", 1, " s"),
+                window["seconds"],
+            ),
+            (
+                "the memory that this takes",
+                f"{window['bytes'] / 1e6:.0f} MB",
+                Goal("under", 200, " MB"),
+                window["bytes"] / 1e6,
+            ),
+            (
+                "the page's first paint in Chromium, median",
+                f"{page['median_ms']:.0f} ms (to {page['max_ms']:.0f})",
+                Goal("under", 300, " ms"),
+                page["median_ms"],
+            ),
+            (
+                "all that it transfers",
+                f"{page['bytes'] / 1e3:.0f} kB",
+                Goal("under", 150, " kB"),
+                page["bytes"] / 1e3,
+            ),
+            (
+                f"throughput with {viewers['viewers']} viewers of the page beside none",
+                f"{show_ratio(viewers)}, of {viewers['off_requests_per_second']:,} answers/s",
+                Goal("at least", 0.95, " times"),
+                viewers["ratio"],
+            ),
+        ]
+    )
+
+
+def make_drift_lines(root: Path) -> list[str]:
+    result = read_results(root, "drift")
+    lines = [
+        "| data | shift | level | accuracy then | found | logged requests until then | seen by |",
+        "|---|---|---|---:|---:|---:|---|",
+    ]
+    for row in result["detection"]:
+        delay = "-" if row["delay"] is None else f"{row['delay']:g} (to {row['longest']})"
+        cells = [row["data"], row["shift"], row["level"], f"{row['accuracy']:.3f}"]
+        seen = next(iter(row["seen_by"]), "-")
+        cells += [f"{row['found']} of {row['of']}", delay, seen]
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        "| windows without a shift | stated rate | called a shift | interval (95 %) |",
+        "|---|---:|---:|---:|",
+    ]
+    for row in result["false_alarms"]:
+        name = {"one": "one reference for all"}.get(row["reference"], "a reference of its own each")
+        lines.append(
+            f"| {row['windows']}, {name} | {row['error_rate']:.0%} | {row['alarms']}"
+            f" ({row['rate']:.1%}) | {row['low']:.1%} to {row['high']:.1%} |"
+        )
+    return lines
+
+
+def make_peer_lines(root: Path) -> list[str]:
+    result = read_results(root, "drift")["beside"]
+    windows = result["windows"]
+    lines = [
+        "| test | by | decides by | false alarms | shifts seen | agrees with ours | time, ours 1 |",
+        "|---|---|---|---:|---:|---:|---:|",
+    ]
+    for row in result["rows"]:
+        cells = [row["test"], row["by"], row["decides_by"]]
+        cells += [f"{row['false_alarms']} of {row['comparisons']}"]
+        cells += [f"{row['shifts_seen']} of {windows['shifted']}"]
+        cells += [f"{row['agrees_with_ours']:.1%}", f"{row['times_ours']:g}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
 def make_table(rows: list[tuple[str, str, Goal, float]]) -> list[str]:
     """Return what was measured beside what was wanted."""
     head = ["| what | measured | wanted |", "|---|---|---|"]
@@ -189,6 +290,27 @@ def test_the_figures_of_operations_are_those_of_the_last_measurement(root: Path)
 
 def test_the_figures_of_releases_are_those_of_the_last_measurement(root: Path) -> None:
     check(root / "docs/releases.md", "speed", make_release_lines(root))
+
+
+def test_the_costs_of_watching_are_those_of_the_last_measurement(root: Path) -> None:
+    check(root / "docs/monitoring.md", "costs", make_monitoring_lines(root))
+
+
+def test_delays_and_false_alarms_are_those_of_the_last_measurement(root: Path) -> None:
+    check(root / "docs/monitoring.md", "drift", make_drift_lines(root))
+
+
+def test_what_others_say_of_the_same_windows_is_of_the_last_measurement(root: Path) -> None:
+    check(root / "docs/monitoring.md", "peers", make_peer_lines(root))
+
+
+def test_false_alarms_are_no_more_than_is_stated(root: Path) -> None:
+    rows = read_results(root, "drift")["false_alarms"]
+    assert {(row["reference"], row["error_rate"]) for row in rows} == {
+        (reference, rate) for reference in ("one", "each its own") for rate in (0.01, 0.05)
+    }
+    # The promise is over windows and references together; one reference may have ill luck.
+    assert not [row for row in rows if row["low"] > row["error_rate"]]
 
 
 def test_of_every_fault_the_client_loses_nothing(root: Path) -> None:
