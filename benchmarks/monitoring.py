@@ -46,11 +46,15 @@ REQUESTS = 20
 """To each version, so that each has its histograms."""
 SCRAPES = 30
 VIEWERS = 100
-WATCHED_SECONDS = 60
-"""Of a load that is watched, and of the one beside it: drift is compared once in it."""
-WATCHED_ROUNDS = 5
+WATCHED_SECONDS = 30
+"""Of a load that is watched, and of the one beside it."""
+WATCHED_ROUNDS = 8
+UNLOGGED = "load-2"
+"""An id that is not in the sample of 10 % (handlers/prediction_log.py)."""
+HEADERS = {"off": "X-Request-ID", "on": "X-Request-Nr"}
 BATCHING = {"workers": 2, "batch_size": 32}
-ALL_ON = {"predictions": {"share": 10, "score": "energy"}}
+ALL_ON = {"predictions": {"share": 10, "score": "energy"}, "drift": {"every_seconds": 30}}
+"""Drift twice as often as by default, so that each load has a comparison in it."""
 PORTS = {"prometheus": 19090, "alertmanager": 19093}
 
 
@@ -112,26 +116,27 @@ def serve(folder: Path, name: str, models: list[Any], **values: Any) -> Iterator
 
 
 def measure_overhead(run: Run, folder: Path) -> dict[str, Any]:
-    """Load a server that is watched by all there is, and one that nobody watches, in turns.
+    """Load one server while all there is watches it, and while nothing does, in turns.
 
-    Each load has a server of its own: two processes of the same program differ by up to a tenth
-    for as long as they live. Both count requests: the server's own metrics cannot be turned off.
+    One server, since two processes of the same program differ by up to a tenth as long as they
+    live. Nothing of it is logged while every request has the same id, of which the sample has
+    none; the other load has a header as long. The server's own metrics cannot be turned off.
     """
     archive = pack_run(run, out=folder / "store/cnn.mar", preflight=None).path
     entry = {"archive": archive.name, **BATCHING}
     request = (run.samples[0].path, "application/octet-stream")
+    with serve(folder, "watched", [entry], monitoring={**ALL_ON, **PORTS}) as endpoint:
 
-    def load(name: str) -> float:
-        values = {"monitoring": {**ALL_ON, **PORTS}} if name == "on" else {}
-        with ExitStack() as turn:
-            url = turn.enter_context(serve(folder, name, [entry], **values)).inference_url
-            load_model(url, request)  # Java gets warm, the log has a window
-            if name == "on":
-                turn.enter_context(run_command("monitor", "up", name))
-                wait_for_drift(find_record(name).run_folder)
-            return load_model(url, request, WATCHED_SECONDS)
+        def load(name: str) -> float:
+            with ExitStack() as turn:
+                if name == "on":
+                    turn.enter_context(run_command("monitor", "up", "watched"))
+                    wait_for_drift(find_record("watched").run_folder)
+                url, header = endpoint.inference_url, f"{HEADERS[name]}: {UNLOGGED}"
+                return load_model(url, request, WATCHED_SECONDS, header=header)
 
-    rates = take_turns(("off", "on"), load, WATCHED_ROUNDS)
+        load_model(endpoint.inference_url, request)  # Java gets warm, the log has a window
+        rates = take_turns(("off", "on"), load, WATCHED_ROUNDS)
     return {"connections": CONNECTIONS, "seconds": WATCHED_SECONDS, **compare(rates)}
 
 
@@ -143,10 +148,10 @@ def wait_for_drift(run_folder: str) -> None:
         time.sleep(0.2)
 
 
-def load_model(url: str, request: Any, seconds: int = SECONDS) -> float:
+def load_model(url: str, request: Any, seconds: int = SECONDS, *, header: str = "") -> float:
     """Return the requests a second that a server answers."""
     settle()
-    load = start_wrk(f"{url}/predictions/cnn", request, CONNECTIONS, seconds)
+    load = start_wrk(f"{url}/predictions/cnn", request, CONNECTIONS, seconds, header=header)
     outcome = finish_wrk(load)
     return float((outcome["requests"] - outcome["refused"]) / outcome["seconds"])
 

@@ -1,12 +1,13 @@
 """Pictures of the page for the docs: a served model with traffic, a release, failures, a form.
 
-Run as `python benchmarks/screenshots.py`; writes docs/pictures/dashboard-*.png. Needs nginx and
-Debian's chromium.
+Run as `python benchmarks/screenshots.py`; writes docs/pictures/dashboard-*.png. Needs nginx,
+Prometheus, Alertmanager and Debian's chromium.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import subprocess
 import sys
@@ -29,11 +30,14 @@ from marwright.client import Client, Endpoint
 from marwright.errors import MarwrightError
 from marwright.server.ports import Ports
 from marwright.training.settings import Settings
+from marwright.training.sources import load_data
 from marwright.training.train import train_run
 
 PICTURES = Path(__file__).parents[1] / "docs/pictures"
 NAME = "shop"
 TRAFFIC_SECONDS = 60.0
+WINDOW_SECONDS = 30.0
+"""After a release, until the new version's drift is compared."""
 EPOCHS = 4
 
 
@@ -47,10 +51,15 @@ def main() -> None:
             os.environ[f"XDG_{variable}"] = str(place)
         os.environ["LOGNAME"] = "anna"  # who releases
         run = train_run(folder / "run", settings=Settings(epochs=EPOCHS))
-        with serve(folder, run) as endpoint, send_traffic(endpoint, run), open_page(NAME) as page:
+        with (
+            serve(folder, run) as endpoint,
+            watch(folder),
+            send_traffic(endpoint),
+            open_page(NAME) as page,
+        ):
             time.sleep(TRAFFIC_SECONDS)
             release(folder)
-            time.sleep(5)
+            time.sleep(WINDOW_SECONDS)
             with sync_playwright() as driver:
                 browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
                 take_pictures(browser, page, run)
@@ -65,12 +74,18 @@ def serve(folder: Path, run: Run) -> Iterator[Path]:
         packed = pack_run(run, out=place / f"cnn-{version}.mar", version=version, preflight=None)
         sign_with_key(packed.path, key=private)
     (folder / "store/marwright-policy.yaml").write_text(f"keys: [{public}]\n", encoding="utf-8")
+    ports = Ports.find_free()
     deploy: dict[str, Any] = {
         "name": NAME,
         "store": "store",
         "models": [{"archive": "cnn-1.0.mar", "workers": 1}],
-        "gateway": {"port": Ports.find_free().inference},
-        "monitoring": {"predictions": {"share": 100, "inputs": "whole"}},
+        "gateway": {"port": ports.inference},
+        "monitoring": {
+            "predictions": {"share": 100, "inputs": "whole"},
+            "drift": {"window": 200, "every_seconds": 5},
+            "prometheus": ports.management,
+            "alertmanager": ports.metrics,
+        },
         "releases": {"canary": {"slower": 5}},
     }
     (folder / "deploy.yaml").write_text(yaml.safe_dump(deploy), encoding="utf-8")
@@ -90,10 +105,32 @@ def serve(folder: Path, run: Run) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def send_traffic(path: Path, run: Run) -> Iterator[None]:
+def watch(folder: Path) -> Iterator[None]:
+    """Let the server be monitored while the block runs."""
+    command = [sys.executable, "-m", "marwright", "monitor", "up", "--json"]
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline()
+        yield
+    finally:
+        process.terminate()
+        process.wait(90)
+        process.stdout.close()
+
+
+def encode(pixels: Any) -> bytes:
+    """Return (3, H, W) uint8 as a PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@contextlib.contextmanager
+def send_traffic(path: Path) -> Iterator[None]:
     """Send scans in waves, and now and then a picture that no model can read."""
     ended = threading.Event()
-    scans = [sample.path.read_bytes() for sample in run.samples]
+    scans = [encode(pixels) for pixels in load_data("digits").inputs]
 
     def send() -> None:
         with Client(Endpoint.read(path)) as client:

@@ -165,11 +165,12 @@ def measure_cell(
 
 
 def start_wrk(
-    url: str, request: tuple[Path, str], connections: int, seconds: int
+    url: str, request: tuple[Path, str], connections: int, seconds: int, *, header: str = ""
 ) -> subprocess.Popen[str]:
-    """Start a load."""
+    """Start a load, each request with a further header where one is said."""
     file, kind = request
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "30s"]
+    command += ["-H", header] if header else []
     command += ["-s", str(HERE / "post.lua"), url, "--", str(file), kind]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
