@@ -300,6 +300,21 @@ def test_a_comparison_that_fails_is_counted_and_leaves_the_one_before(
     duties.close()
 
 
+def test_how_often_drift_is_looked_for_is_read_before_each_comparison(tmp_path: Path) -> None:
+    monitoring = "{{predictions: true, drift: {{every_seconds: {}}}}}"
+    text = f"store: store\nmodels: []\nmonitoring: {monitoring}\n"
+    (tmp_path / "store").mkdir()
+    (tmp_path / "deploy.yaml").write_text(text.format(60))
+    duties = Duties(Deployment.parse(tmp_path / "deploy.yaml")[0], tell=print)
+    drift = next(duty for duty in duties._duties if duty.name == "drift")
+    assert drift.every_seconds == 60
+    (tmp_path / "deploy.yaml").write_text(text.format(7))
+    duties.do(drift, make_record(tmp_path))
+    duties.close()
+    assert drift.every_seconds == 7
+    assert drift.due - time.monotonic() > 5
+
+
 def find_times(file: Path) -> list[str]:
     samples, _ = read_lines(file.read_text())
     return [sample.value for sample in samples if "drift_timestamp" in sample.name]

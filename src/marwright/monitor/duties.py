@@ -108,11 +108,11 @@ class Duties:
             return max(seconds / scale, LEAST_SECONDS)
 
         self._duties = [Duty("releases", pause(RELEASE_SECONDS), _render_releases)]
+        self._drift = Duty("drift", deployment.monitoring.drift.every_seconds, self._compare)
         if self._log is not None:
-            drift = deployment.monitoring.drift.every_seconds
             self._duties += [
                 Duty("predictions", pause(COLLECT_SECONDS), self._collect),
-                Duty("drift", drift, self._compare),
+                self._drift,
                 Duty("quality", pause(QUALITY_SECONDS), self._measure),
             ]
 
@@ -196,6 +196,7 @@ class Duties:
 
         deployment = Deployment.parse(Path(record.config))[0] if record.config else self._deployment
         settings, archives = deployment.monitoring.drift, list_archives(deployment)
+        self._drift.every_seconds = settings.every_seconds
         self._drifts = {key: drift for key, drift in self._drifts.items() if key in archives}
         for key, path in archives.items():
             with self.failures.note(f"drift of {' '.join(key)}"):

@@ -101,9 +101,11 @@ def list_explanations(
     schema = Deployment.model_json_schema()
     rendering = _Rendering(deployment)
     found = []
-    for key, does, takes in _list_keys(schema, schema, ""):
+    for key, does, takes, stated in _list_keys(schema, schema, ""):
         parts = key.split(".")
         default, value = _read(Deployment(), parts), _read(deployment, parts)
+        if default is None:  # its group is off by default
+            default = stated
         origin = _find_origin(parts, document)
         if key in rendering.computed and value == "auto":
             value, origin = f"auto, {rendering.computed[key]:,} bytes", "computed"
@@ -144,17 +146,18 @@ class _Rendering:
 
 def _list_keys(
     schema: Mapping[str, Any], node: Mapping[str, Any], prefix: str
-) -> Iterator[tuple[str, str, str]]:
-    """Yield (key, what it does, what it takes) of a schema's keys, groups by their members."""
+) -> Iterator[tuple[str, str, str, Any]]:
+    """Yield (key, what it does, what it takes, default), groups of keys by their members."""
     for name, field in node.get("properties", {}).items():
         key = f"{prefix}{name}"
         inner = _find_group(schema, field)
         if inner is not None and name != "handler":
             if "anyOf" in field:  # a word may stand for the whole group
-                yield key, field.get("description", ""), _describe(schema, field)
+                yield key, field.get("description", ""), _describe(schema, field), None
             yield from _list_keys(schema, inner, f"{key}.")
         else:
-            yield key, field.get("description", "").replace("\n", " "), _describe(schema, field)
+            does = field.get("description", "").replace("\n", " ")
+            yield key, does, _describe(schema, field), field.get("default")
 
 
 def _find_group(schema: Mapping[str, Any], field: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -243,7 +246,7 @@ def _list_entry(
             own = read_settings(archive)
     except (ArchiveError, OSError):
         pass  # missing: `config check` says so
-    for name, does, takes in _list_keys(schema, schema["$defs"]["ModelEntry"], ""):
+    for name, does, takes, _ in _list_keys(schema, schema["$defs"]["ModelEntry"], ""):
         key = f"models.{number}.{name}"
         value: Any = getattr(entry, name)
         origin = _find_origin(key.split("."), document)
@@ -268,7 +271,7 @@ def _list_entry(
 def _list_entries(known: Mapping[str, Explanation]) -> Iterator[Explanation]:
     """Explain the keys of an entry as such, `models[].workers`, with what all entries say."""
     schema = Deployment.model_json_schema()
-    for name, does, takes in _list_keys(schema, schema["$defs"]["ModelEntry"], ""):
+    for name, does, takes, _ in _list_keys(schema, schema["$defs"]["ModelEntry"], ""):
         said = {
             key.removesuffix(f".{name}"): item
             for key, item in known.items()

@@ -89,13 +89,13 @@ class PortSettings(BaseModel):
     management: Port = 8081
     """Models and workers."""
     metrics: Port = 8082
-    """Prometheus metrics."""
+    """TorchServe's own metrics; marwright's are at `health`."""
     grpc_inference: Port = 7070
     """Predictions over gRPC."""
     grpc_management: Port = 7071
     """Models and workers over gRPC."""
     health: Port = 8083
-    """The supervisor's own /live, /ready and /started."""
+    """The supervisor's own /metrics, /live, /ready and /started."""
 
     @model_validator(mode="after")
     def _check_doubles(self) -> PortSettings:
