@@ -43,6 +43,7 @@ def test_one_line_says_what_was_chosen_and_pack_follows(marwright: Command, copy
     assert json.dumps(chosen["why"])[1:-1] in told  # the accuracy of what is in it
 
 
+@pytest.mark.slow
 def test_nothing_that_passes_ends_with_status_1_and_says_why(
     marwright: Command, copy: Path
 ) -> None:

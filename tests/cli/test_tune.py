@@ -196,6 +196,7 @@ def test_a_short_tuning_of_a_real_server(place: Path) -> None:
 
 
 @pytest.mark.server
+@pytest.mark.slow
 def test_ctrl_c_ends_the_server_and_keeps_the_trials(place: Path) -> None:
     program = "import typer; from marwright.cli.tune import tune; typer.run(tune)"
     temporary = place / "t"

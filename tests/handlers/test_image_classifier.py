@@ -305,13 +305,14 @@ def read_headers(service: Any) -> dict[str, str]:
     return headers
 
 
-def test_logits_are_kept_only_where_something_needs_them(
+def test_all_probabilities_are_those_of_the_logits_and_the_best_are_among_them(
     folder: Path, load: Callable[..., Any]
 ) -> None:
-    pixels = torch.zeros(1, 3, 24, 24, dtype=torch.uint8)
-    assert len(load(folder)._entry_point.__self__.infer(pixels)) == 3
-    change_settings(folder, ood_score="energy")
-    assert len(load(folder)._entry_point.__self__.infer(pixels)) == 4
+    handler = load(folder)._entry_point.__self__
+    (output,) = zip(*handler.infer(torch.zeros(1, 3, 24, 24, dtype=torch.uint8)), strict=True)
+    probabilities = handler.make_arrays(output)["probabilities"]
+    assert probabilities.sum().item() == pytest.approx(1)
+    assert torch.equal(probabilities[output[2]], output[1])
 
 
 def test_labels_of_another_model_are_refused_at_the_start(

@@ -155,6 +155,7 @@ class Mailbox:
             hostname="127.0.0.1",
             port=Ports.find_free().inference,
             auth_require_tls=False,
+            auth_exclude_mechanism=["LOGIN"],  # it asks for "User Name", which Go's does not answer
             authenticator=self._sign_in,
         )
         self._controller.start()

@@ -68,6 +68,7 @@ def test_one_that_answers_otherwise_is_stopped(
 
 
 @pytest.mark.server
+@pytest.mark.slow
 def test_one_that_is_ten_times_slower_is_stopped(stop: Stop, record: Record) -> None:
     reports = stop("canary", "times the stable version's", seconds=0.02)
     record("a new version that is ten times slower", reports)

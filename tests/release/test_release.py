@@ -102,6 +102,7 @@ def test_without_a_gateway_it_says_what_is_left_out(plain: Any, pack: Pack, tmp_
     assert {line.step for line in plain.history.read()} & {"shadow", "canary 20 %"} == set()
 
 
+@pytest.mark.slow
 def test_a_restart_keeps_what_was_released(plain: Any, pack: Pack, tmp_path: Path) -> None:
     assert plain.run("release", pack(tmp_path / "echo-2.0.mar", "2.0")).returncode == 0
     restarted = plain.run("restart", "plain")

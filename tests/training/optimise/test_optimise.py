@@ -125,6 +125,7 @@ def test_what_was_changed_since_is_built_again(
     assert len(file.read_bytes()) == pytest.approx(len(before), rel=0.01)
 
 
+@pytest.mark.slow
 def test_a_variant_that_cannot_be_built_is_reported_and_the_others_go_on(
     small: Run, optimised: Optimised, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,7 +140,7 @@ def test_a_variant_that_cannot_be_built_is_reported_and_the_others_go_on(
     assert result.report["decision"]["chosen"] == "torchscript"
 
 
-@pytest.mark.slow  # tests/cli/test_optimize.py sees the same from outside
+@pytest.mark.slow
 def test_nothing_is_chosen_where_nothing_passes(small: Run, optimised: Optimised) -> None:
     plan = Plan((Variant("torchscript"),), rounds=1)
     result = optimise_run(small, plan=plan, gates=Gates(max_size_bytes=10))
@@ -196,6 +197,7 @@ def test_a_run_that_another_process_optimises_is_refused(small: Run) -> None:
         process.join()
 
 
+@pytest.mark.slow
 def test_a_table_is_optimised_too(measurements: Path, tmp_path: Path) -> None:
     run = train_run(
         tmp_path / "run",
