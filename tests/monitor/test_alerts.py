@@ -298,6 +298,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory, scratch: Path) -> Iterator
         models=[{"archive": "odd.mar", "workers": 3, "queue": 6}, {"archive": "broken.mar"}],
         monitoring={"targets": {"p99_seconds": 0.05}, "mail": one.mailbox.settings},
         supervision={"linger_seconds": 5},
+        releases={"samples": False},
     )
     try:
         one.start()
