@@ -118,7 +118,7 @@ def serve(folder: Path, name: str, models: list[Any], **values: Any) -> Iterator
 def measure_overhead(run: Run, folder: Path) -> dict[str, Any]:
     """Load one server while all there is watches it, and while nothing does, in turns.
 
-    One server, since two processes of the same program differ by up to a tenth as long as they
+    One server, since two processes of the same program differ by several percent as long as they
     live. Nothing of it is logged while every request has the same id, of which the sample has
     none; the other load has a header as long. The server's own metrics cannot be turned off.
     """

@@ -15,7 +15,7 @@ import psutil
 import pytest
 import yaml
 from tests.conftest import wait_until
-from tests.monitor.test_alerts import Receiver
+from tests.monitor.receivers import Receiver
 
 from marwright.errors import ConfigurationError, StorageError
 from marwright.monitor.alertmanager import (

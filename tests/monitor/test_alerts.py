@@ -8,7 +8,6 @@ measured: MARWRIGHT_ALERTS=FILE keeps them (benchmarks/alerts.py).
 from __future__ import annotations
 
 import contextlib
-import email.policy
 import io
 import json
 import os
@@ -18,22 +17,17 @@ import subprocess
 import sys
 import threading
 import time
-import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from datetime import datetime
-from email import message_from_bytes
-from email.message import EmailMessage
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from aiosmtpd.controller import Controller
-from aiosmtpd.smtp import AuthResult, Envelope, Session
 from PIL import Image, ImageOps
-from tests.conftest import Served, end_serving, wait_until
+from tests.conftest import wait_until
+from tests.monitor.receivers import PASSWORD
+from tests.monitor.watched import HANDLER, PATIENCE, SCALE, Watched, kill_java, write_archive
 
 from marwright.archive import Run, pack_run
 from marwright.client import Client, Endpoint, Retries
@@ -53,31 +47,9 @@ pytestmark = [
     ),
 ]
 
-SCALE = 120.0
 LOGGED_SCALE = 60.0
 """Of what compares windows, which takes a second or two."""
 ONCE = Retries(tries=1, after_loss=0, away=0)
-PATIENCE = 200.0
-USER, PASSWORD = "alerts", "a-secret-of-the-mail-server"
-HANDLER = """\
-import os
-import time
-
-KEPT = []
-
-def handle(data, context):
-    return data and [answer(bytes(item.get("body") or item.get("data")).decode()) for item in data]
-
-def answer(asked):
-    word, _, value = asked.partition(" ")
-    if word == "fail":
-        raise ValueError("asked to fail")
-    if word == "sleep":
-        time.sleep(float(value))
-    if word == "grow":
-        KEPT.append(bytearray(b"x" * int(value)))
-    return "done"
-"""
 SINGLE = """\
 import fcntl
 
@@ -85,179 +57,6 @@ LOCK = open({lock!r}, "w")
 fcntl.flock(LOCK, fcntl.LOCK_EX | fcntl.LOCK_NB)
 """
 BROKEN = "raise RuntimeError('this handler never loads')\n"
-
-
-def write_archive(path: Path, model: str, version: str = "1.0", handler: str = HANDLER) -> None:
-    manifest = {
-        "createdOn": "01/01/2026 00:00:00",
-        "runtime": "python",
-        "model": {"modelName": model, "handler": "odd.py", "modelVersion": version},
-        "archiverVersion": "0.12.0",
-    }
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("MAR-INF/MANIFEST.json", json.dumps(manifest))
-        archive.writestr("odd.py", handler)
-
-
-def read_time(text: str) -> float:
-    """Return seconds since the epoch; Go writes more digits than Python 3.10 reads."""
-    whole, _, fraction = text.rstrip("Z").partition(".")
-    return datetime.fromisoformat(f"{whole}+00:00").timestamp() + float(f"0.{fraction or 0}")
-
-
-class Receiver:
-    """A webhook: it keeps every alert that comes, with the moment."""
-
-    def __init__(self) -> None:
-        self.alerts: list[tuple[float, dict[str, Any]]] = []
-        receiver = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                now = time.monotonic()
-                receiver.alerts += [(now, alert) for alert in body["alerts"]]
-                self.send_response(200)
-                self.end_headers()
-
-            def log_message(self, format: str, *args: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/a-secret"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-
-    def find(self, name: str, since: float, status: str = "firing") -> tuple[float, Any] | None:
-        """Return an alert that has begun since then, and when it came."""
-        return next(
-            (
-                (moment, alert)
-                for moment, alert in list(self.alerts)
-                if time.monotonic() - (time.time() - read_time(alert["startsAt"])) >= since
-                and alert["labels"]["alertname"] == name
-                and alert["status"] == status
-            ),
-            None,
-        )
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-
-class Mailbox:
-    """A mail server that keeps what comes from who has signed in."""
-
-    def __init__(self) -> None:
-        self.mails: list[EmailMessage] = []
-        self._controller = Controller(
-            self,
-            hostname="127.0.0.1",
-            port=Ports.find_free().inference,
-            auth_require_tls=False,
-            auth_exclude_mechanism=["LOGIN"],  # it asks for "User Name", which Go's does not answer
-            authenticator=self._sign_in,
-        )
-        self._controller.start()
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        return {
-            "server": f"127.0.0.1:{self._controller.port}",
-            "sender": "marwright@example.org",
-            "to": "team@example.org",
-            "user": USER,
-            "password": "password",
-            "tls": False,
-        }
-
-    async def handle_DATA(self, server: object, session: Session, envelope: Envelope) -> str:
-        if not session.authenticated:
-            return "530 5.7.0 Authentication required"
-        assert isinstance(envelope.content, bytes)
-        mail = message_from_bytes(envelope.content, policy=email.policy.default)
-        assert isinstance(mail, EmailMessage)
-        self.mails.append(mail)
-        return "250 OK"
-
-    def find(self, name: str) -> EmailMessage | None:
-        return next((mail for mail in list(self.mails) if name in mail["Subject"]), None)
-
-    def close(self) -> None:
-        self._controller.stop()
-
-    def _sign_in(self, server: object, session: object, mail: object, way: str, given: Any) -> Any:
-        asked = (given.login, given.password)
-        return AuthResult(success=asked == (USER.encode(), PASSWORD.encode()))
-
-
-class Watched(Served):
-    """A server with `marwright monitor up` beside it."""
-
-    def __init__(self, folder: Path, name: str, *, scale: float = SCALE) -> None:
-        super().__init__(folder, name)
-        self.scale = scale
-        self.receiver = Receiver()
-        self.mailbox = Mailbox()
-        self.monitor: subprocess.Popen[str] | None = None
-        self.addresses: dict[str, str] = {}
-        self.began = 0.0
-        """When the monitoring was asked for."""
-        (folder / "store").mkdir()
-        (folder / "webhook").write_text(self.receiver.url + "\n")
-        self.environment = {**os.environ, "XDG_STATE_HOME": str(folder / "state")}
-
-    def write(self, *, monitoring: dict[str, Any] | None = None, **values: Any) -> None:
-        ports = Ports.find_free()
-        chosen = {
-            "prometheus": ports.inference,
-            "alertmanager": ports.management,
-            "webhook": "webhook",
-            **(monitoring or {}),
-        }
-        super().write(monitoring=chosen, **values)
-
-    def watch(self) -> None:
-        command = [sys.executable, "-m", "marwright", "monitor", "up", self.name, "--json"]
-        self.began = time.monotonic()
-        with (self.folder / "monitor.txt").open("ab") as errors:
-            self.monitor = subprocess.Popen(
-                [*command, "--scale", str(self.scale)],
-                cwd=self.folder,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-                env=self.environment,
-            )
-        assert self.monitor.stdout is not None
-        line = self.monitor.stdout.readline()
-        assert line, self.read_words()
-        self.addresses = json.loads(line)
-
-    def read_words(self) -> str:
-        return (self.folder / "monitor.txt").read_text()
-
-    def await_alert(
-        self, name: str, since: float, during: Callable[[], Any] = lambda: None
-    ) -> tuple[float, Any]:
-        """Return how many seconds later it came, and the alert; `during` is done meanwhile."""
-
-        def look() -> Any:
-            during()
-            return self.receiver.find(name, since)
-
-        moment, alert = wait_until(look, timeout=PATIENCE, what=f"{name}; {self.read_words()}")
-        assert alert["annotations"]["runbook_url"].endswith(f"#{name.lower()}")
-        return moment - since, alert
-
-    def end(self) -> None:
-        try:
-            if self.monitor is not None:
-                end_serving(self.monitor)
-        finally:
-            super().end()
-            self.receiver.close()
-            self.mailbox.close()
 
 
 class Load:
@@ -322,12 +121,6 @@ def keep() -> Callable[..., None]:
 
 
 Keep = Callable[..., None]
-
-
-def kill_java(watched: Watched) -> None:
-    folder = Path(find_record(watched.name).run_folder)
-    pid = int((folder / "server_pid").read_text("ascii").split()[0])
-    os.kill(pid, signal.SIGKILL)
 
 
 def test_a_version_whose_workers_never_load_is_told(watched: Watched, keep: Keep) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 import pytest
 from tests.conftest import end_serving, wait_until
-from tests.monitor.test_alerts import Watched, kill_java, write_archive
+from tests.monitor.watched import Watched, kill_java, write_archive
 
 from marwright.archive import Run, pack_run
 from marwright.archive.run import REFERENCE_NAME

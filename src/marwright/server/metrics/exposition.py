@@ -230,10 +230,9 @@ class LineReader:
         if self._renamed is not None:
             labels = {new: labels[old] for old, new in self._renamed.items() if old in labels}
         series = Series(match[1], tuple(labels.items()))
-        if match.end(3) == len(line):  # else a time follows the number
-            if len(self._known) >= MOST_SERIES:
-                self._known.clear()
-            self._known[line[: match.start(3) - 1]] = series
+        if len(self._known) >= MOST_SERIES:
+            self._known.clear()
+        self._known[line[: match.start(3) - 1]] = series
         return series, match[3]
 
 
